@@ -1,0 +1,1 @@
+"""Hayflick's wire protocol; the stubs are in :mod:`hayflick.v1`."""

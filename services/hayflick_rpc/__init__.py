@@ -1,0 +1,1 @@
+"""What every Hayflick service does the same way: serve, refuse, configure, translate."""
