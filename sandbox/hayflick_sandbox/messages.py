@@ -1,0 +1,161 @@
+"""What the orchestrator and a sandbox's init say to one another.
+
+Each message is one packet of JSON on a SEQPACKET socket. Only init, which runs
+no user code, holds the inner end; its words are checked all the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
+
+M = TypeVar("M")
+
+MAX_PACKET_BYTES = 64 * 1024
+
+
+class ProtocolViolation(Exception):
+    """A packet that no init of ours sends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The confinement is complete; tasks may come."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetupFailed:
+    """One step of the confinement failed; init is gone."""
+
+    step: str
+    errno: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Init is alive and runs this many tasks."""
+
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStarted:
+    """The task's process exists."""
+
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskExited:
+    """The task's process is gone: by exit code, or by signal."""
+
+    task_id: str
+    exit_code: int | None
+    signal: int | None
+    cpu_seconds: float
+    max_rss_bytes: int
+
+
+FromInit = Ready | SetupFailed | Beat | TaskStarted | TaskExited
+
+
+@dataclass(frozen=True, slots=True)
+class RunTask:
+    """Start a task. Descriptors come with it: stdout, stderr, and for "call" the control socket."""
+
+    task_id: str
+    kind: Literal["call", "exec"]
+    entry: str = ""
+    argv: tuple[str, ...] = ()
+    environment: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KillTask:
+    """Send a signal to a task and all that descends from it."""
+
+    task_id: str
+    signal: int
+
+
+ToInit = RunTask | KillTask
+
+_FROM_INIT: dict[str, Callable[..., FromInit]] = {
+    kind.__name__: kind for kind in (Ready, SetupFailed, Beat, TaskStarted, TaskExited)
+}
+_TO_INIT: dict[str, Callable[..., ToInit]] = {kind.__name__: kind for kind in (RunTask, KillTask)}
+# What each field may be; a field that is not named here is not in any message.
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "step": (str,),
+    "errno": (int,),
+    "message": (str,),
+    "tasks": (int,),
+    "task_id": (str,),
+    "exit_code": (int, type(None)),
+    "signal": (int, type(None)),
+    "cpu_seconds": (int, float),
+    "max_rss_bytes": (int,),
+}
+
+
+def encode(message: FromInit | ToInit) -> bytes:
+    """Return *message* as a packet.
+
+    Raises:
+        ProtocolViolation: it is larger than :data:`MAX_PACKET_BYTES`; an argv or
+            an environment can be.
+    """
+    packet = json.dumps([type(message).__name__, asdict(message)], separators=(",", ":")).encode()
+    if len(packet) > MAX_PACKET_BYTES:
+        raise ProtocolViolation(f"a message of {len(packet)} bytes is over the limit of {MAX_PACKET_BYTES}")
+    return packet
+
+
+def parse_from_init(packet: bytes) -> FromInit:
+    """Return the message in *packet*, trusting nothing in it.
+
+    Raises:
+        ProtocolViolation: it is not exactly one of :data:`FromInit`.
+    """
+    name, fields = _split(packet)
+    kind = _FROM_INIT.get(name)
+    if kind is None or not all(
+        field in _FIELDS and type(value) in _FIELDS[field] for field, value in fields.items()
+    ):
+        raise ProtocolViolation("not a message of init")
+    return _build(kind, fields)
+
+
+def parse_to_init(packet: bytes) -> ToInit:
+    """Return the order in *packet*, which the orchestrator made.
+
+    Raises:
+        ProtocolViolation: it is not exactly one of :data:`ToInit`.
+    """
+    name, fields = _split(packet)
+    kind = _TO_INIT.get(name)
+    if kind is None:
+        raise ProtocolViolation("not an order")
+    if isinstance(fields.get("argv"), Sequence):
+        fields["argv"] = tuple(fields["argv"])
+    return _build(kind, fields)
+
+
+def _split(packet: bytes) -> tuple[str, dict[str, Any]]:
+    try:
+        name, fields = json.loads(packet)
+    except (ValueError, TypeError, RecursionError):
+        raise ProtocolViolation("not a packet of ours") from None
+    if not isinstance(name, str) or not isinstance(fields, dict):
+        raise ProtocolViolation("not a packet of ours")
+    return name, fields
+
+
+def _build(kind: Callable[..., M], fields: dict[str, Any]) -> M:
+    try:
+        return kind(**fields)
+    except TypeError:
+        raise ProtocolViolation("fields are missing or unknown") from None

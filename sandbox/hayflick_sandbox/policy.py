@@ -1,0 +1,117 @@
+"""What one worker may do and use, as frozen values that check themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+MIB = 1024 * 1024
+# RFC 8785 and JavaScript carry integers exactly up to here; nothing real is larger.
+MAX_INTEGER = 2**53 - 1
+
+_RANGES: dict[str, tuple[int, int]] = {
+    "memory_bytes": (16 * MIB, MAX_INTEGER),
+    "cpu_millis": (10, 1_024_000),
+    "pids": (1, 1_000_000),
+    "open_files": (16, 1_000_000),
+    "file_size_bytes": (0, MAX_INTEGER),
+    "workspace_bytes": (0, MAX_INTEGER),
+    "tmp_bytes": (0, MAX_INTEGER),
+    "stack_bytes": (64 * 1024, 1024 * MIB),
+    "cpu_time_seconds": (1, MAX_INTEGER),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a worker may use. Every limit is enforced by the kernel.
+
+    Attributes:
+        memory_bytes: All its processes and private file systems together.
+        cpu_millis: CPU bandwidth, in thousandths of one CPU.
+        pids: Processes and threads at once, its init not counted.
+        open_files: Descriptors per process.
+        file_size_bytes: The largest file it may write.
+        workspace_bytes: Its private ``/workspace``.
+        tmp_bytes: Its private ``/tmp``, and ``/dev/shm`` likewise.
+        stack_bytes: Stack of each process.
+        cpu_time_seconds: CPU time of each process; ``None`` for no limit.
+    """
+
+    memory_bytes: int = 256 * MIB
+    cpu_millis: int = 1_000
+    pids: int = 128
+    open_files: int = 256
+    file_size_bytes: int = 1024 * MIB
+    workspace_bytes: int = 256 * MIB
+    tmp_bytes: int = 64 * MIB
+    stack_bytes: int = 8 * MIB
+    cpu_time_seconds: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ValueError: naming the field and its range.
+        """
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None and name == "cpu_time_seconds":
+                continue
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f"{name}: must be an integer from {low} to {high}, not {value!r}")
+
+
+_HOSTNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The confinement of one worker.
+
+    Attributes:
+        limits: How much it may use.
+        loopback: Whether its own loopback interface is up.
+        hostname: What it sees as the name of its machine.
+        environment: Variables beside the sandbox's own few; nothing is inherited.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    loopback: bool = False
+    hostname: str = "worker"
+    environment: Mapping[str, str] = MappingProxyType({})
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        if not _HOSTNAME.fullmatch(self.hostname):
+            raise ValueError(f"hostname: {self.hostname!r} is not a host name of at most 63 characters")
+        for name, value in self.environment.items():
+            if not _VARIABLE.fullmatch(name) or "\0" in value:
+                raise ValueError(f"environment: {name!r} is not a variable's name, or its value holds a NUL")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the policy as JSON values, for :meth:`from_json`."""
+        return {
+            "limits": dataclasses.asdict(self.limits),
+            "loopback": self.loopback,
+            "hostname": self.hostname,
+            "environment": dict(self.environment),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Policy:
+        """Return the policy that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError, TypeError: it is not one.
+        """
+        return cls(**{**values, "limits": Limits(**values["limits"])})
