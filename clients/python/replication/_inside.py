@@ -1,0 +1,155 @@
+"""What runs inside a sandbox: a user's callable, with its own worker as argument.
+
+Preloaded by the zygote and forked into every worker, so it imports the standard
+library, cloudpickle and the light modules of this package; never gRPC or
+protobuf. A test holds it to that.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import cloudpickle
+
+from replication import _checks, _error_table, _wire
+from replication._manifest import MAX_SNAPSHOT_BYTES
+from replication._records import RegistryEntry, WorkerState
+from replication._task import Event, Task, event_from_json
+from replication.contract import ResourceSpec
+from replication.worker import Worker
+
+
+class CallError(Exception):
+    """What a channel raises when the orchestrator says no."""
+
+    reason: str
+    message: str
+    metadata: Mapping[str, str]
+    retry_after_seconds: float | None
+
+
+class Channel(Protocol):
+    """The worker's own line to its orchestrator, which knows who is on it."""
+
+    CallError: type[CallError]
+
+    def call(
+        self,
+        method: str,
+        request: dict[str, Any],
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Call *method* of ``hayflick.v1.WorkerService``, in proto3 JSON."""
+
+
+def run(payload: bytes, channel: Channel, info: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- any JSON value
+    """Unpickle a task and call it with the worker it runs in.
+
+    Args:
+        payload: The task, as :func:`replication._callables.pickle_callable` made it.
+        channel: The line to the orchestrator.
+        info: ``worker``: a ``hayflick.v1.Worker`` in proto3 JSON.
+
+    Returns:
+        What the task returned.
+    """
+    _write_line_by_line()
+    record = info.get("worker") or channel.call("GetSelf", {})["worker"]
+    worker = InsideWorker(channel, _wire.worker_from_json(record), is_self=True)
+    # The sandbox is where this may be done: what it unpickles can harm nothing else.
+    task: Callable[[Worker], Any] = cloudpickle.loads(payload)
+    return task(worker)
+
+
+def evaluate(payload: bytes, channel: Channel, info: Mapping[str, Any]) -> bool:
+    """Unpickle a stop condition's predicate and ask it.
+
+    Args:
+        payload: The predicate, pickled.
+        channel: Not used: a predicate decides on what it is told.
+        info: ``context``: the facts, as ``EvaluateOrder.context_json`` has them.
+
+    Raises:
+        TypeError: It gave no bool.
+    """
+    del channel
+    context = _wire.context_from_json(info["context"])
+    predicate: Callable[[object], object] = cloudpickle.loads(payload)
+    verdict = predicate(context)
+    if not isinstance(verdict, bool):
+        raise TypeError(f"the predicate gave {type(verdict).__name__} where a bool is due")
+    return verdict
+
+
+class InsideWorker(Worker):
+    """A worker as it sees itself and its descendants from inside the sandbox.
+
+    ``contract``, ``controller``, ``orchestrator`` and ``logger`` are outside, and
+    not there.
+    """
+
+    def __init__(self, channel: Channel, record: RegistryEntry, *, is_self: bool) -> None:
+        # Not super().__init__(): that would launch.
+        self.manifest = record.manifest
+        self._channel = channel
+        self._record = record
+        self._is_self = is_self
+
+    @property
+    def state(self) -> WorkerState:
+        """Where it is in its life: asked now of the worker itself; of a descendant, as it was at its birth."""
+        if self._is_self:
+            self._record = _wire.worker_from_json(self._call("GetSelf", {})["worker"])
+        return self._record
+
+    def _run(self, task: Task, on_event: Callable[[Event], None]) -> None:
+        def relay(message: dict[str, Any]) -> None:
+            event = event_from_json(message.get("event", {}))
+            if event is not None:
+                on_event(event)
+
+        self._call("RunDescendantTask", task.to_json(self.worker_id), relay)
+
+    def _replicate(self, reason: str, snapshot: Mapping[str, Any], resources: ResourceSpec) -> Worker:
+        response = self._call(
+            "Replicate",
+            {
+                "request_id": secrets.token_hex(16),
+                "reason": reason,
+                "state_snapshot_json": _checks.json_object("state_snapshot", snapshot, MAX_SNAPSHOT_BYTES),
+                "resources": _wire.resources_to_json(resources),
+            },
+        )
+        return InsideWorker(self._channel, _wire.worker_from_json(response["worker"]), is_self=False)
+
+    def _stop(self, reason: str) -> None:
+        target = "" if self._is_self else self.worker_id
+        request = {"request_id": secrets.token_hex(16), "worker_id": target, "detail": reason}
+        self._call("Shutdown", request)
+
+    def _call(
+        self,
+        method: str,
+        request: dict[str, Any],
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        try:
+            return self._channel.call(method, request, on_event)
+        except self._channel.CallError as error:
+            raise _error_table.error(
+                error.reason,
+                error.message,
+                error.metadata,
+                retry_after_seconds=error.retry_after_seconds,
+            ) from None
+
+
+def _write_line_by_line() -> None:
+    """Have each printed line leave at once: the caller watches."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(line_buffering=True)

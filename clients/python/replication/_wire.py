@@ -1,0 +1,270 @@
+"""The dataclasses of this package and proto3 JSON: the one conversion, both ways.
+
+Outside a sandbox the JSON becomes protobuf messages; inside, where neither
+gRPC nor protobuf is wanted, it travels as it is. Keys are the protos' own
+field names. See https://protobuf.dev/programming-guides/json/.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeAlias, TypeVar
+
+from replication._contract import LineageFacts, ParentFacts, ReplicationContext, ReplicationContract
+from replication._manifest import Manifest
+from replication._records import EndReason, RegistryEntry, Stage, Usage, WorkerExit
+from replication._resources import BYTES_PER_MB, NetworkPolicy, ResourceSpec
+
+Json: TypeAlias = Mapping[str, Any]
+T = TypeVar("T")
+
+
+def resources_to_json(resources: ResourceSpec) -> dict[str, Any]:
+    """Return *resources* as a ``hayflick.v1.Resources``."""
+    policy = resources.network_policy
+    return _without_empty(
+        cpu_millis=round(resources.cpu_limit * 1_000),
+        memory_limit_bytes=_bytes(resources.memory_limit_mb),
+        pids_limit=resources.pids_limit,
+        open_files_limit=resources.open_files_limit,
+        file_size_limit_bytes=_bytes(resources.file_size_limit_mb),
+        workspace_limit_bytes=_bytes(resources.workspace_limit_mb),
+        tmp_limit_bytes=_bytes(resources.tmp_limit_mb),
+        cpu_time_limit=duration(resources.cpu_time_limit_seconds),
+        network=_without_empty(
+            allow_controller=policy.allow_controller,
+            allow_external=policy.allow_external,
+            allow_loopback=policy.allow_loopback,
+        ),
+    )
+
+
+def resources_from_json(value: Json) -> ResourceSpec:
+    """Return a ``hayflick.v1.Resources`` as a :class:`ResourceSpec`."""
+    network = value.get("network", {})
+    return ResourceSpec(
+        cpu_limit=value.get("cpu_millis", 0) / 1_000,
+        memory_limit_mb=_megabytes(value.get("memory_limit_bytes")) or 0,
+        network_policy=NetworkPolicy(
+            allow_controller=network.get("allow_controller", False),
+            allow_external=network.get("allow_external", False),
+            allow_loopback=network.get("allow_loopback", False),
+        ),
+        pids_limit=value.get("pids_limit") or None,
+        open_files_limit=value.get("open_files_limit") or None,
+        file_size_limit_mb=_megabytes(value.get("file_size_limit_bytes")),
+        workspace_limit_mb=_megabytes(value.get("workspace_limit_bytes")),
+        tmp_limit_mb=_megabytes(value.get("tmp_limit_bytes")),
+        cpu_time_limit_seconds=seconds(value["cpu_time_limit"]) if "cpu_time_limit" in value else None,
+    )
+
+
+def manifest_to_json(manifest: Manifest) -> Json:
+    """Return *manifest* as a ``hayflick.v1.Manifest``: as it was signed, unless it was changed since.
+
+    Raises:
+        ValueError: Its state_snapshot is not JSON.
+    """
+    snapshot = manifest.state_snapshot_json
+    wire = manifest._wire  # noqa: SLF001 -- kept for this conversion alone
+    if wire is not None and manifest_from_json(wire) == manifest:
+        if wire.get("state_snapshot_json", "{}") == snapshot:
+            return wire
+    return _without_empty(
+        manifest_id=manifest.manifest_id,
+        contract_id=manifest.contract_id,
+        worker_id=manifest.worker_id,
+        parent_id=manifest.parent_id,
+        depth=manifest.depth,
+        epoch=str(manifest.epoch) if manifest.epoch else None,
+        state_snapshot_json=snapshot,
+        resources=resources_to_json(manifest.resources),
+        issue_time=timestamp(manifest.issued_at),
+        expire_time=timestamp(manifest.expires_at),
+        key_id=manifest.key_id,
+        signature=base64.b64encode(_signature_bytes(manifest.signature)).decode(),
+    )
+
+
+def manifest_from_json(value: Json) -> Manifest:
+    """Return a ``hayflick.v1.Manifest`` as a :class:`Manifest`."""
+    manifest = Manifest(
+        worker_id=value.get("worker_id", ""),
+        parent_id=value.get("parent_id") or None,
+        depth=value.get("depth", 0),
+        state_snapshot=json.loads(value.get("state_snapshot_json") or "{}"),
+        issued_at=instant(value["issue_time"]),
+        resources=resources_from_json(value.get("resources", {})),
+        signature=base64.b64decode(value.get("signature", "")).hex(),
+        contract_id=value.get("contract_id", ""),
+        manifest_id=value.get("manifest_id", ""),
+        expires_at=instant(value["expire_time"]) if "expire_time" in value else None,
+        key_id=value.get("key_id", ""),
+        epoch=int(value.get("epoch", 0)),
+    )
+    object.__setattr__(manifest, "_wire", value)  # frozen for users, not for its maker
+    return manifest
+
+
+def worker_from_json(value: Json) -> RegistryEntry:
+    """Return a ``hayflick.v1.Worker`` as a :class:`RegistryEntry`."""
+    return RegistryEntry(
+        manifest=manifest_from_json(value["manifest"]),
+        stage=_member(Stage, value.get("state", ""), "STATE_") or Stage.STOPPING,
+        created_at=_optional_instant(value, "create_time"),
+        expires_at=_optional_instant(value, "expire_time"),
+        exit=_exit_from_json(value["exit"]) if "exit" in value else None,
+        last_heartbeat=_optional_instant(value, "last_heartbeat_time"),
+        root_id=value.get("root_id", ""),
+        node_id=value.get("node_id", ""),
+        usage=_usage_from_json(value["usage"]) if "usage" in value else None,
+        degraded_layers=tuple(value.get("degraded_layers", ())),
+    )
+
+
+def contract_to_json(contract: ReplicationContract) -> dict[str, Any]:
+    """Return *contract* as a ``hayflick.v1.Contract``, less its stop conditions."""
+    return _without_empty(
+        display_name=contract.display_name,
+        max_depth=contract.max_depth,
+        max_replicas=contract.max_replicas,
+        cooldown=duration(contract.cooldown_seconds),
+        expiration=duration(contract.expiration_seconds),
+        manifest_ttl=duration(contract.manifest_ttl_seconds),
+    )
+
+
+def contract_from_json(value: Json) -> ReplicationContract:
+    """Return a ``hayflick.v1.Contract``, less its stop conditions."""
+    return ReplicationContract(
+        max_depth=value.get("max_depth", 0),
+        max_replicas=value.get("max_replicas", 0),
+        cooldown_seconds=seconds(value.get("cooldown", "0s")),
+        expiration_seconds=seconds(value["expiration"]) if "expiration" in value else None,
+        manifest_ttl_seconds=seconds(value["manifest_ttl"]) if "manifest_ttl" in value else None,
+        display_name=value.get("display_name", ""),
+    )
+
+
+def context_from_json(value: Json) -> ReplicationContext:
+    """Return the facts that a stop condition is asked about, as the controller lays them out flat."""
+    manifest, contract = value["manifest"], value["contract"]
+    parent, lineage = value.get("parent", {}), value.get("lineage", {})
+    return ReplicationContext(
+        manifest=Manifest(
+            worker_id=manifest["worker_id"],
+            parent_id=manifest.get("parent_id") or None,
+            depth=manifest["depth"],
+            state_snapshot=json.loads(manifest.get("state_snapshot_json") or "{}"),
+            issued_at=instant(manifest["issue_time"]) if "issue_time" in manifest else datetime.now(UTC),
+            resources=ResourceSpec(
+                cpu_limit=manifest["cpu_millis"] / 1_000,
+                memory_limit_mb=_megabytes(manifest["memory_limit_bytes"]) or 0,
+                network_policy=NetworkPolicy(
+                    allow_controller=manifest.get("allow_controller", False),
+                    allow_external=manifest.get("allow_external", False),
+                ),
+            ),
+            contract_id=manifest.get("contract_id", ""),
+            manifest_id=manifest.get("manifest_id", ""),
+            epoch=manifest.get("epoch", 0),
+        ),
+        active_count=value["active_count"],
+        contract=ReplicationContract(
+            max_depth=contract["max_depth"],
+            max_replicas=contract["max_replicas"],
+            cooldown_seconds=contract["cooldown_seconds"],
+            expiration_seconds=contract.get("expiration_seconds") or None,
+            display_name=contract.get("display_name", ""),
+        ),
+        parent=ParentFacts(**parent) if parent.get("worker_id") else None,
+        lineage=LineageFacts(**lineage) if lineage else None,
+    )
+
+
+def end_reason(name: str) -> EndReason | None:
+    """Return the ``END_REASON_…`` called *name*; ``None`` when unspecified or unknown here."""
+    return _member(EndReason, name, "END_REASON_")
+
+
+def timestamp(value: datetime | None) -> str | None:
+    """Return *value* as a ``google.protobuf.Timestamp``, to the microsecond."""
+    if value is None:
+        return None
+    return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def instant(text: str) -> datetime:
+    """Return what a ``google.protobuf.Timestamp`` says, to the microsecond."""
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    return datetime.fromisoformat(whole).replace(
+        tzinfo=UTC, microsecond=int(fraction[:6].ljust(6, "0")) if fraction else 0
+    )
+
+
+def duration(value: float | None) -> str | None:
+    """Return *value* seconds as a ``google.protobuf.Duration``, to the microsecond as all services count."""
+    return None if value is None else f"{value:.6f}s"
+
+
+def seconds(text: str) -> float:
+    """Return the seconds in a ``google.protobuf.Duration``."""
+    return float(text.removesuffix("s"))
+
+
+def _exit_from_json(value: Json) -> WorkerExit:
+    return WorkerExit(
+        reason=end_reason(value.get("reason", "")),
+        detail=value.get("detail", ""),
+        exit_code=value.get("exit_code", 0),
+        signal=value.get("signal", 0),
+        ended_at=_optional_instant(value, "end_time"),
+    )
+
+
+def _usage_from_json(value: Json) -> Usage:
+    return Usage(
+        memory_bytes=int(value.get("memory_bytes", 0)),
+        memory_peak_bytes=int(value.get("memory_peak_bytes", 0)),
+        cpu_seconds=seconds(value.get("cpu_time", "0s")),
+        pids=value.get("pids", 0),
+    )
+
+
+def _member(enum: type[T], name: str, prefix: str) -> T | None:
+    members: Mapping[str, T] = enum.__members__  # type: ignore[attr-defined]
+    return members.get(name.removeprefix(prefix))
+
+
+def _signature_bytes(signature: str) -> bytes:
+    """Return the bytes of *signature*; of one that is not hex, bytes that no key can have made."""
+    try:
+        return bytes.fromhex(signature)
+    except ValueError:
+        return signature.encode()
+
+
+def _optional_instant(value: Json, name: str) -> datetime | None:
+    return instant(value[name]) if name in value else None
+
+
+def _bytes(megabytes: float | None) -> str | None:
+    return None if megabytes is None else str(int(megabytes * BYTES_PER_MB))
+
+
+def _megabytes(size: str | int | None) -> float | None:
+    """Return *size* in MiB, as an int where it is whole; 0 and nothing are ``None``."""
+    count = int(size or 0)
+    if count == 0:
+        return None
+    return count // BYTES_PER_MB if count % BYTES_PER_MB == 0 else count / BYTES_PER_MB
+
+
+def _without_empty(**fields: Any) -> dict[str, Any]:  # noqa: ANN401 -- JSON has no narrower type
+    """Return *fields* less those that proto3 does not tell from their absence."""
+    return {
+        name: value for name, value in fields.items() if value is not None and value not in ("", 0, False)
+    }
