@@ -59,7 +59,7 @@ def pickle_callable(function: object, field: str, max_bytes: int) -> bytes:
             ) from error
     if len(payload) > max_bytes:
         raise TooLarge(
-            f"{field}: {_name(function)} is {len(payload):,} bytes pickled; at most {max_bytes:,} are allowed",
+            f"{field}: {_name(function)} is {len(payload):,} bytes pickled, over {max_bytes:,}",
             details={"field": field, "limit_bytes": str(max_bytes)},
         )
     return payload

@@ -4,6 +4,8 @@ Every value that users hand to this package passes here before anything is
 done with it. Imports the standard library alone: it runs in the sandbox too.
 """
 
+# ruff: noqa: TRY004 -- users are promised one kind of error for every bad value
+
 from __future__ import annotations
 
 import json
@@ -42,9 +44,10 @@ def integer(field: str, value: object, minimum: int, maximum: int) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ValueError(f"{field}: must be an integer, not {value!r}")
-    if not minimum <= value <= maximum:
+    result = int(value)
+    if not minimum <= result <= maximum:
         raise ValueError(f"{field}: must be from {minimum:,} to {maximum:,}, not {_shown(value)}")
-    return int(value)
+    return result
 
 
 def flag(field: str, value: object) -> bool:

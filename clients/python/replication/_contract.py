@@ -1,5 +1,7 @@
 """The policy under which workers may be born."""
 
+# ruff: noqa: TRY004 -- users are promised one kind of error for every bad value
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from replication import _checks
-from replication._manifest import Manifest
+from replication._manifest import Manifest  # noqa: TC001 -- tools read the hints of public records
 
 MAX_DEPTH = 1_000
 MAX_REPLICAS = 1_000_000
@@ -167,7 +169,7 @@ class ReplicationContract:
         if self.manifest_ttl_seconds is not None:
             _checks.number("manifest_ttl_seconds", self.manifest_ttl_seconds, 0.001, MAX_MANIFEST_TTL_SECONDS)
         _checks.text("display_name", self.display_name, 128)
-        if isinstance(self.stop_conditions, str) or not isinstance(self.stop_conditions, Sequence):
+        if not isinstance(self.stop_conditions, Sequence):
             raise ValueError(f"stop_conditions: must be a list, not {self.stop_conditions!r}")
         if len(self.stop_conditions) > MAX_STOP_CONDITIONS:
             raise ValueError(f"stop_conditions: at most {MAX_STOP_CONDITIONS} are allowed")

@@ -87,7 +87,7 @@ def error(
     if cls is errors.WorkerEnded:
         word = details.get("end_reason", "").upper().removeprefix("END_REASON_")
         end = EndReason.__members__.get(word)
-        if end in DENIED_BY_END:
+        if end is not None and end in DENIED_BY_END:
             return errors.ReplicationDenied(message, reason=DENIED_BY_END[end], details=details)
     if issubclass(cls, errors.LimitNotEnforceable):
         message = _with_remedy(message, details)
@@ -99,7 +99,7 @@ def ended(worker_id: str, reason: EndReason | None, detail: str = "") -> errors.
     word = reason.value if reason is not None else "unknown"
     message = f"worker {worker_id} has ended: {word}" + (f" ({detail})" if detail else "")
     details = {"worker_id": worker_id, "end_reason": word}
-    if reason in DENIED_BY_END:
+    if reason is not None and reason in DENIED_BY_END:
         return errors.ReplicationDenied(message, reason=DENIED_BY_END[reason], details=details)
     return errors.WorkerEnded(message, details=details)
 

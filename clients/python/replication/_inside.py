@@ -10,16 +10,18 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cloudpickle
 
 from replication import _checks, _error_table, _wire
 from replication._manifest import MAX_SNAPSHOT_BYTES
-from replication._records import RegistryEntry, WorkerState
 from replication._task import Event, Task, event_from_json
-from replication.contract import ResourceSpec
 from replication.worker import Worker
+
+if TYPE_CHECKING:
+    from replication._records import RegistryEntry, WorkerState
+    from replication.contract import ResourceSpec
 
 
 class CallError(Exception):
@@ -100,7 +102,7 @@ class InsideWorker(Worker):
 
     @property
     def state(self) -> WorkerState:
-        """Where it is in its life: asked now of the worker itself; of a descendant, as it was at its birth."""
+        """Where it is in its life: of the worker itself, now; of a descendant, at its birth."""
         if self._is_self:
             self._record = _wire.worker_from_json(self._call("GetSelf", {})["worker"])
         return self._record

@@ -1,5 +1,7 @@
 """The signed permission for one birth, as the SDK shows it."""
 
+# ruff: noqa: TRY004 -- users are promised one kind of error for every bad value
+
 from __future__ import annotations
 
 import json

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime  # noqa: TC003 -- tools read the hints of public records
 
-from replication._manifest import Manifest
+from replication._manifest import Manifest  # noqa: TC001 -- tools read the hints of public records
 
 
-class Stage(enum.Enum):
+class Stage(enum.StrEnum):
     """Where a worker is in its life."""
 
     STARTING = "starting"
@@ -24,7 +24,7 @@ class Stage(enum.Enum):
     """Seen dead: none of its processes runs."""
 
 
-class EndReason(enum.Enum):
+class EndReason(enum.StrEnum):
     """Why a worker ended."""
 
     COMPLETED = "completed"

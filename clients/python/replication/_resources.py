@@ -1,5 +1,7 @@
 """What a worker may use and reach."""
 
+# ruff: noqa: TRY004 -- users are promised one kind of error for every bad value
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field

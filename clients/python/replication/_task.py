@@ -8,13 +8,15 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
 
 from replication import _checks, _error_table, errors
 from replication._callables import MAX_TASK_BYTES, PYTHON_VERSION, pickle_callable
 from replication._contract import MAX_SECONDS
-from replication._records import EndReason
 from replication._wire import Json, duration, end_reason
+
+if TYPE_CHECKING:
+    from replication._records import EndReason
 
 MAX_ARGUMENTS = 4_096
 MAX_TEXT_CHARS = 131_072  # MAX_ARG_STRLEN of the kernel: one argument, one variable

@@ -70,9 +70,9 @@ def manifest_to_json(manifest: Manifest) -> Json:
     """
     snapshot = manifest.state_snapshot_json
     wire = manifest._wire  # noqa: SLF001 -- kept for this conversion alone
-    if wire is not None and manifest_from_json(wire) == manifest:
-        if wire.get("state_snapshot_json", "{}") == snapshot:
-            return wire
+    unchanged = wire is not None and manifest_from_json(wire) == manifest
+    if wire is not None and unchanged and wire.get("state_snapshot_json", "{}") == snapshot:
+        return wire
     return _without_empty(
         manifest_id=manifest.manifest_id,
         contract_id=manifest.contract_id,

@@ -11,10 +11,13 @@ import dataclasses
 import hmac
 import json
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from replication import _checks
-from replication._manifest import Manifest
 from replication._resources import BYTES_PER_MB
+
+if TYPE_CHECKING:
+    from replication._manifest import Manifest
 
 __all__ = ["ManifestSigner"]
 

@@ -4,10 +4,11 @@ Cheap to import, inside a sandbox as well, where the ``worker`` that a task is
 given is a :class:`Worker` too.
 """
 
+# ruff: noqa: TRY004 -- users are promised one kind of error for every bad value
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 
 from replication import _checks, _error_table
@@ -18,6 +19,8 @@ from replication.contract import ReplicationContract, ResourceSpec
 from replication.errors import NotFound, ReplicationDenied, WorkerEnded
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from replication.controller import Controller
     from replication.observability import StructuredLogger
     from replication.orchestrator import SandboxOrchestrator

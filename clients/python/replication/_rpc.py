@@ -1,0 +1,182 @@
+"""Calls to the services: channels, deadlines, retries, and what their errors become."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.rpc import error_details_pb2, status_pb2
+
+from replication import _error_table
+from replication.errors import HayflickError, ServiceUnavailable
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from replication._embedded import Endpoint
+    from replication._wire import Json
+
+    RequestT = TypeVar("RequestT", bound=Message)
+    ResponseT = TypeVar("ResponseT", bound=Message)
+    MessageT = TypeVar("MessageT", bound=Message)
+
+DOMAIN = "hayflick"
+MAX_MESSAGE_BYTES = 24 * 1024 * 1024
+CALL_SECONDS = 30.0
+
+# UNAVAILABLE says that nothing was done, and what changes anything carries a
+# request_id besides: trying again is safe. RunTask has none, and is left out.
+_RETRIED = {
+    "name": [{"service": f"hayflick.v1.{name}Service"} for name in ("Controller", "Orchestrator", "Logger")],
+    "retryPolicy": {
+        "maxAttempts": 4,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    },
+}
+_NOT_RETRIED = {"name": [{"service": "hayflick.v1.OrchestratorService", "method": "RunTask"}]}
+
+_OPTIONS = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config", json.dumps({"methodConfig": [_RETRIED, _NOT_RETRIED]})),
+)
+
+
+class Connection:
+    """A channel to one service."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.channel = grpc.insecure_channel(endpoint.address, options=_OPTIONS)
+        self._pid = os.getpid()
+
+    def call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        timeout_seconds: float = CALL_SECONDS,
+    ) -> ResponseT:
+        """Call *method* and return its answer.
+
+        Raises:
+            HayflickError: As the table says.
+        """
+        self._require_own_process()
+        try:
+            return method(request, timeout=timeout_seconds)
+        except grpc.RpcError as error:
+            raise self._translated(error) from None
+
+    @contextlib.contextmanager
+    def stream(
+        self, method: grpc.UnaryStreamMultiCallable[RequestT, ResponseT], request: RequestT
+    ) -> Iterator[Iterator[ResponseT]]:
+        """Call *method* and hand over its stream; leaving the block hangs up.
+
+        Raises:
+            HayflickError: As the table says, while the stream is read.
+        """
+        self._require_own_process()
+        call: Any = method(request)
+        try:
+            yield call
+        except grpc.RpcError as error:
+            raise self._translated(error) from None
+        finally:
+            call.cancel()
+
+    def _translated(self, error: grpc.RpcError) -> HayflickError:
+        translated = from_rpc_error(error)
+        if isinstance(translated, ServiceUnavailable) and not translated.details:
+            return ServiceUnavailable(
+                f"the {self.endpoint.name} at {self.endpoint.address} does not answer: {translated}",
+                reason=translated.reason,
+                details={"service": self.endpoint.name},
+            )
+        return translated
+
+    def _require_own_process(self) -> None:
+        # gRPC's threads do not survive a fork; a call would hang for ever.
+        if os.getpid() != self._pid:
+            raise ServiceUnavailable(
+                f"this {self.endpoint.name} was made before this process was forked: make one here"
+            )
+
+
+_connections: dict[str, Connection] = {}
+_lock = threading.Lock()
+
+
+def connect(endpoint: Endpoint) -> Connection:
+    """Return a connection to *endpoint*, shared with all who use the same address."""
+    with _lock:
+        connection = _connections.get(endpoint.address)
+        if connection is None:
+            connection = _connections[endpoint.address] = Connection(endpoint)
+        return connection
+
+
+def _forget() -> None:
+    global _lock  # noqa: PLW0603 -- another thread of the parent may hold it for ever
+    _lock = threading.Lock()
+    _connections.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def request_id() -> str:
+    """Return a name for a request, so that repeating it does nothing more."""
+    return secrets.token_hex(16)
+
+
+def from_json(value: Json, message: MessageT) -> MessageT:
+    """Return *message*, filled from proto3 JSON."""
+    return ParseDict(dict(value), message)
+
+
+def to_json(message: Message) -> dict[str, Any]:
+    """Return *message* as proto3 JSON with the protos' own field names."""
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
+def from_rpc_error(error: grpc.RpcError) -> HayflickError:
+    """Return what *error*, from a call or a stream, is in this package's terms."""
+    if not isinstance(error, grpc.Call):
+        return _error_table.error("", str(error))
+    code, message = error.code(), error.details() or ""
+    info = error_details_pb2.ErrorInfo()
+    retry_after_seconds: float | None = None
+    for detail in _details(error):
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            detail.Unpack(info)
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            detail.Unpack(retry)
+            retry_after_seconds = retry.retry_delay.ToNanoseconds() / 1_000_000_000
+    reason = info.reason if info.domain == DOMAIN else ""
+    return _error_table.error(
+        reason,
+        message or code.name,
+        dict(info.metadata) if reason else {},
+        retry_after_seconds=retry_after_seconds,
+        code=code.name,
+    )
+
+
+def _details(error: grpc.Call) -> Iterator[Any]:
+    """Yield the details of a rich status; see https://google.aip.dev/193."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
+            yield from status_pb2.Status.FromString(value).details
