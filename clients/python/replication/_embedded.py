@@ -19,7 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,7 @@ class Runtime:
         self.directory = _private_directory()
         self._pid = os.getpid()
         self._closed = False
+        self._closing: list[Callable[[], None]] = []
         reader, self._lifeline = os.pipe2(os.O_CLOEXEC)
         command = [
             *(_interpreter(), "-P", "-m", "replication._supervisor"),
@@ -90,8 +92,7 @@ class Runtime:
                 )
         finally:
             os.close(reader)
-        # A child that the program forks must not hold the lifeline open.
-        os.register_at_fork(after_in_child=self._forget)
+        _running.add(self)
         try:
             self._await_ready()
         except BaseException:
@@ -105,11 +106,18 @@ class Runtime:
         """Return where the service called *name* listens."""
         return _supervisor.address(self.directory, name)
 
+    def before_close(self, step: Callable[[], None]) -> None:
+        """Have *step* done before the services are stopped."""
+        self._closing.append(step)
+
     def close(self) -> None:
         """Stop the services and everything they run; return when all is gone."""
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
+        _running.discard(self)
+        while self._closing:
+            self._closing.pop()()
         os.close(self._lifeline)
         try:
             self._process.wait(STOP_SECONDS)
@@ -142,13 +150,13 @@ class Runtime:
                 details={"service": answer["service"]},
             )
 
-    def _forget(self) -> None:
-        if not self._closed:
-            self._closed = True
-            with contextlib.suppress(OSError):
-                os.close(self._lifeline)
+    def forget(self) -> None:
+        """In a forked child: let go of the parent's services."""
+        self._closed = True
+        os.close(self._lifeline)
 
 
+_running: weakref.WeakSet[Runtime] = weakref.WeakSet()
 _lock = threading.Lock()
 _shared: Runtime | None = None
 _overriding: list[Runtime] = []
@@ -173,7 +181,8 @@ def resolve(name: str, address: str | None) -> Endpoint:
         if given:
             set_one = VARIABLES[next(iter(given))]
             raise ServiceUnavailable(
-                f"{VARIABLES[name]} is not set, though {set_one} is: set all three, or none to start them here"
+                f"{VARIABLES[name]} is not set, though {set_one} is: set all three, "
+                "or none to have the services started here"
             )
         runtime = _shared_runtime()
         return Endpoint(name, runtime.address(name), runtime)
@@ -216,15 +225,17 @@ def _shared_runtime() -> Runtime:
     return _shared
 
 
-def _forget_shared() -> None:
-    """Start anew in a forked child: the parent's services are the parent's."""
+def _after_fork_in_child() -> None:
+    """Start anew: the parent's services are the parent's, and end with it, not with its children."""
     global _lock, _shared  # noqa: PLW0603 -- another thread of the parent may hold the lock for ever
     _lock = threading.Lock()
     _shared = None
     _overriding.clear()
+    while _running:
+        _running.pop().forget()
 
 
-os.register_at_fork(after_in_child=_forget_shared)
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _private_directory() -> Path:
@@ -266,9 +277,6 @@ def _environment() -> dict[str, str]:
     if search_path := environment.get("PYTHONPATH"):
         entries = [str(Path(entry).absolute()) for entry in search_path.split(os.pathsep) if entry]
         environment["PYTHONPATH"] = os.pathsep.join(entries)
-    # Settings for services that somebody starts by hand must not reach these.
-    for variable in VARIABLES.values():
-        environment = {
-            name: value for name, value in environment.items() if not name.startswith(f"{variable}_")
-        }
-    return environment
+    # Settings of services that somebody starts by hand (HAYFLICK_LOGGER_…) must not reach these.
+    foreign = tuple(f"{variable}_" for variable in VARIABLES.values())
+    return {name: value for name, value in environment.items() if not name.startswith(foreign)}

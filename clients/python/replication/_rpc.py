@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -124,7 +125,14 @@ def connect(endpoint: Endpoint) -> Connection:
         connection = _connections.get(endpoint.address)
         if connection is None:
             connection = _connections[endpoint.address] = Connection(endpoint)
+            if endpoint.runtime is not None:
+                endpoint.runtime.before_close(functools.partial(_disconnect, endpoint.address))
         return connection
+
+
+def _disconnect(address: str) -> None:
+    with _lock:
+        _connections.pop(address).channel.close()
 
 
 def _forget() -> None:
@@ -153,12 +161,11 @@ def to_json(message: Message) -> dict[str, Any]:
 
 def from_rpc_error(error: grpc.RpcError) -> HayflickError:
     """Return what *error*, from a call or a stream, is in this package's terms."""
-    if not isinstance(error, grpc.Call):
-        return _error_table.error("", str(error))
-    code, message = error.code(), error.details() or ""
+    call: Any = error  # every error of a call is a grpc.Call too; its type does not say so
+    code, message = call.code(), call.details() or ""
     info = error_details_pb2.ErrorInfo()
     retry_after_seconds: float | None = None
-    for detail in _details(error):
+    for detail in _details(call):
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             detail.Unpack(info)
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):

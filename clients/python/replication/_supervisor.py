@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: None)
     try:
         try:
-            for service in _start(options):
-                services.append(service)
+            _start(options, services)
         except StartFailed as failure:
             _say({"failed": str(failure), "service": failure.service, "log": failure.log})
             return 1
@@ -88,8 +87,8 @@ def address(directory: Path, name: str) -> str:
     return f"unix://{directory}/{name}.sock"
 
 
-def _start(options: argparse.Namespace) -> Iterator[Service]:
-    """Start each service and yield it when it listens.
+def _start(options: argparse.Namespace, services: list[Service]) -> None:
+    """Start each service when the one before it listens, and add it to *services*.
 
     Raises:
         StartFailed: One did not come up.
@@ -100,8 +99,7 @@ def _start(options: argparse.Namespace) -> Iterator[Service]:
         # they outlive it and can record how it ended.
         held = [lifelines[before][1] for before in NAMES[:position]]
         service = _launch(name, options, lifelines[name][0], held)
-        # Yielded before it is ready, so that a failed start is cleaned up.
-        yield service
+        services.append(service)  # before it is ready, so that a failed start is cleaned up
         _await_ready(service, options.directory)
     for reader, _ in lifelines.values():
         os.close(reader)

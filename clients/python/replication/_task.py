@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import base64
-import codecs
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from replication import _checks, _error_table, errors
 from replication._callables import MAX_TASK_BYTES, PYTHON_VERSION, pickle_callable
 from replication._contract import MAX_SECONDS
+from replication._printer import Printer, visible
 from replication._wire import Json, duration, end_reason
 
 if TYPE_CHECKING:
@@ -206,48 +205,6 @@ def value_of(result: Result, worker_id: str) -> Any:  # noqa: ANN401 -- any JSON
         "SIGNALED": f"signal {result.signal} ended the task",
     }.get(result.outcome, f"the task ended as {result.outcome or 'unknown'}")
     raise errors.TaskKilled(f"worker {worker_id}: {words}", reason=result.outcome, signal=result.signal)
-
-
-class Printer:
-    """Writes a task's bytes to the stream that ``sys.stdout`` or ``sys.stderr`` is at that moment.
-
-    A worker is not trusted with the user's terminal: there, its control
-    characters are shown as pictures and do nothing. Files and pipes get all.
-    """
-
-    def __init__(self, name: Literal["stdout", "stderr"]) -> None:
-        self._name = name
-        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-
-    def write(self, data: bytes, *, final: bool = False) -> None:
-        """Write *data* and flush; half a character waits for its other half."""
-        text = self._decoder.decode(data, final)
-        # None where Python runs without a console.
-        stream: TextIO | None = getattr(sys, self._name)
-        if not text or stream is None:
-            return
-        if stream.isatty():
-            text = visible(text)
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        try:
-            text.encode(encoding)
-        except UnicodeEncodeError:
-            text = text.encode(encoding, "backslashreplace").decode(encoding)
-        stream.write(text)
-        stream.flush()
-
-    def close(self) -> None:
-        """Write what waits for its other half."""
-        self.write(b"", final=True)
-
-
-_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"}
-_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-
-
-def visible(text: str) -> str:
-    """Return *text* with the control characters that can command a terminal made visible."""
-    return text.translate(_PICTURES)
 
 
 def _task_error(result: Result) -> errors.TaskError:

@@ -99,7 +99,7 @@ class Controller:
         """
         _embedded.require_address("address", address)
         controller = cls.__new__(cls)
-        controller._create(contract, secret, logger, address)
+        controller._create(contract, secret, logger, address)  # noqa: SLF001 -- our own
         return controller
 
     def _create(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime  # noqa: TC003 -- tools read the hints of public records
 from types import MappingProxyType
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from hayflick.v1 import (
     controller_pb2,
@@ -19,9 +19,11 @@ from hayflick.v1 import (
 from replication import _checks, _embedded, _rpc, _wire
 from replication._records import RegistryEntry, Stage
 from replication._task import Event, Output, Task, event_from_json
-from replication.contract import Manifest, ResourceSpec
+from replication.contract import Manifest, ResourceSpec  # noqa: TC001 -- likewise
 from replication.errors import HayflickError, NotFound, ServiceUnavailable, WorkerEnded
-from replication.observability import StructuredLogger
+
+if TYPE_CHECKING:
+    from replication.observability import StructuredLogger
 
 __all__ = ["ContainerRecord", "SandboxOrchestrator"]
 
