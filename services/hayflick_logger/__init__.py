@@ -1,1 +1,1 @@
-"""Placeholder for the first build."""
+"""The logger: remembers every decision in an append-only record chained by hash."""

@@ -1,0 +1,129 @@
+"""Metric samples, kept beside the record and not in it: bounded, the oldest give way.
+
+Unlike the record they may be lost: a power cut can take the last seconds, a
+damaged file is set aside, and a batch that is sent again after a lost answer
+counts twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hayflick.v1 import logger_pb2
+
+_VERSION = 1
+_SCHEMA = f"""
+BEGIN;
+CREATE TABLE samples (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  name TEXT NOT NULL, value REAL NOT NULL, seconds INTEGER NOT NULL, nanos INTEGER NOT NULL,
+  contract_id TEXT NOT NULL, worker_id TEXT NOT NULL
+);
+CREATE INDEX by_worker ON samples (worker_id);
+CREATE INDEX by_contract ON samples (contract_id);
+PRAGMA user_version = {_VERSION};
+COMMIT;
+"""
+
+_COLUMNS = "id, name, value, seconds, nanos, contract_id, worker_id"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MetricFilter:
+    """Which samples; each condition that is given must hold."""
+
+    contract_id: str = ""
+    worker_id: str = ""
+    name: str = ""
+
+
+class MetricStore:
+    """The last *max_samples* samples. Written by one thread; :meth:`find` may be called from any."""
+
+    def __init__(self, path: Path, *, max_samples: int) -> None:
+        self._path = path
+        self._max_samples = max_samples
+        try:
+            self._database = _connect(path)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            aside = path.with_name(path.name + ".damaged")
+            log.warning("the metrics are damaged; set aside as %s: %s", aside, error)
+            path.replace(aside)
+            self._database = _connect(path)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def add(self, samples: Sequence[logger_pb2.MetricSample]) -> None:
+        """Keep *samples*, all or none, and let the oldest go when there are too many.
+
+        Raises:
+            sqlite3.Error: they cannot be written.
+        """
+        rows = [
+            (
+                *(sample.name, sample.value, sample.timestamp.seconds, sample.timestamp.nanos),
+                *(sample.contract_id, sample.worker_id),
+            )
+            for sample in samples
+        ]
+        with self._database as database:
+            database.executemany(
+                "INSERT INTO samples (name, value, seconds, nanos, contract_id, worker_id)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+            database.execute(
+                "DELETE FROM samples WHERE id <= (SELECT max(id) FROM samples) - ?", (self._max_samples,)
+            )
+
+    def find(
+        self, wanted: MetricFilter, after_id: int, limit: int
+    ) -> list[tuple[int, logger_pb2.MetricSample]]:
+        """Return the first *limit* samples behind *after_id* that *wanted* lets through, with their ids."""
+        conditions, values = ["id > ?"], [after_id]
+        for column in ("contract_id", "worker_id", "name"):
+            if value := getattr(wanted, column):
+                conditions.append(f"{column} = ?")
+                values.append(value)
+        # Every value is bound; the text holds names from this module alone.
+        query = f"SELECT {_COLUMNS} FROM samples WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ?"  # noqa: S608
+        database = sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True)
+        try:
+            return [(row[0], _sample(row)) for row in database.execute(query, (*values, limit))]
+        finally:
+            database.close()
+
+
+def _sample(row: tuple[int, str, float, int, int, str, str]) -> logger_pb2.MetricSample:
+    _, name, value, seconds, nanos, contract_id, worker_id = row
+    sample = logger_pb2.MetricSample(name=name, value=value, contract_id=contract_id, worker_id=worker_id)
+    sample.timestamp.seconds, sample.timestamp.nanos = seconds, nanos
+    return sample
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # The writer moves from the starting thread to the recorder's, once.
+    database = sqlite3.connect(path, check_same_thread=False)
+    try:
+        path.chmod(0o600)
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            database.executescript(_SCHEMA)
+        elif version != _VERSION:
+            raise sqlite3.DatabaseError(f"version {version}, not {_VERSION}")
+    except BaseException:
+        database.close()
+        raise
+    return database

@@ -1,0 +1,182 @@
+"""Journal, index and metrics of one directory, opened and closed as one."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from hayflick.v1 import logger_pb2
+from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick_logger import entries
+from hayflick_logger.config import Config
+from hayflick_logger.directory import Claim
+from hayflick_logger.index import Filter, Index
+from hayflick_logger.journal import Journal, Verdict, corrupt
+from hayflick_logger.metrics import MetricFilter, MetricStore
+from hayflick_logger.planning import Plan
+from hayflick_logger.segments import Broken
+from hayflick_rpc.errors import HayflickError
+
+# A page is cut short when its events grow beyond this; a message must hold it.
+MAX_PAGE_BYTES = 4 * 1024 * 1024
+
+log = logging.getLogger(__name__)
+
+
+class Record:
+    """Everything a logger keeps. One thread writes; any may read.
+
+    Raises:
+        HayflickError: JOURNAL_CORRUPT.
+        OSError: The directory is not ours alone, or held by another logger.
+    """
+
+    def __init__(self, config: Config) -> None:
+        directory = config.data_dir.absolute()
+        with ExitStack() as opened:
+            opened.callback(Claim(directory).close)
+            self._index = Index(directory / "index.sqlite")
+            opened.callback(self._index.close)
+            self.journal = Journal(
+                directory,
+                max_segment_bytes=config.max_segment_bytes,
+                check_all=config.check_all_on_start,
+                witness=self._index.witness,
+            )
+            opened.callback(self.journal.close)
+            self._metrics = MetricStore(directory / "metrics.sqlite", max_samples=config.max_metrics)
+            opened.callback(self._metrics.close)
+            try:
+                self._index.attach(self.journal)
+            except Broken as broken:
+                raise corrupt(str(broken), broken.index) from broken
+            self._opened = opened.pop_all()
+        # What the logger itself has to say and could not yet record.
+        self._notes: list[tuple[str, dict[str, int]]] = []
+        if self.journal.healed_bytes:
+            details = {"removed_bytes": self.journal.healed_bytes, "next_index": self.journal.head.next_index}
+            self._notes.append(("journal_healed", details))
+            with suppress(HayflickError):  # a full disk: said with the first commit that succeeds
+                self.commit(self.plan())
+
+    def close(self) -> None:
+        """Close everything, in reverse."""
+        self._opened.close()
+
+    @property
+    def behind(self) -> bool:
+        """Whether the index lacks entries that the journal has; the next plan brings it in line."""
+        witness = self._index.witness
+        return (witness.head.next_index if witness is not None else 0) < self.journal.head.next_index
+
+    def plan(self) -> Plan:
+        """Return an empty plan over what is recorded now.
+
+        Raises:
+            HayflickError: AUDIT_UNAVAILABLE while the index cannot follow the
+                journal: without it, what was recorded before cannot be told.
+        """
+        self._catch_up()
+        now = Timestamp()
+        now.GetCurrentTime()
+        plan = Plan(self._index.last_sequence, self._event_of, now)
+        for name, details in self._notes:
+            plan.note(name, details)
+        return plan
+
+    def commit(self, plan: Plan) -> None:
+        """Make *plan* durable.
+
+        Raises:
+            HayflickError: AUDIT_UNAVAILABLE: nothing of it is recorded.
+        """
+        placed = self.journal.append(plan.drafts)
+        self._notes.clear()
+        if placed:
+            try:
+                self._index.add(placed, self.journal.head)
+            except sqlite3.Error as error:
+                # The entries are durable, so they are acknowledged. Until the
+                # index has caught up, nothing is listed and nothing appended.
+                log.error("the index fell behind: %s", error)  # noqa: TRY400 -- the text says it all
+
+    def add_metrics(self, samples: Sequence[logger_pb2.MetricSample]) -> None:
+        """Keep *samples*.
+
+        Raises:
+            HayflickError: AUDIT_UNAVAILABLE: they cannot be written.
+        """
+        try:
+            self._metrics.add(samples)
+        except sqlite3.Error as error:
+            raise _unavailable(f"metrics cannot be written: {error}") from error
+
+    def events(
+        self, wanted: Filter, start_index: int, end_index: int, limit: int
+    ) -> tuple[list[logger_pb2.RecordedEvent], int]:
+        """Return the first entries in [*start_index*, *end_index*) that *wanted* lets through.
+
+        Returns:
+            At most *limit* entries and about MAX_PAGE_BYTES; and the index from
+            which to go on, *end_index* when there are no more.
+
+        Raises:
+            HayflickError: AUDIT_UNAVAILABLE when the index is behind
+                *end_index*; JOURNAL_CORRUPT when an entry cannot be read back.
+        """
+        witness = self._index.witness
+        if end_index > (witness.head.next_index if witness is not None else 0):
+            raise _unavailable("the index is behind the record; try again")
+        try:
+            found = self._index.find(wanted, start_index, end_index, limit + 1)
+        except sqlite3.Error as error:
+            raise _unavailable(f"the index cannot be read: {error}") from error
+        kept, size_bytes = 0, 0
+        for entry in found[:limit]:
+            size_bytes += entry.place.length
+            if kept and size_bytes > MAX_PAGE_BYTES:
+                break
+            kept += 1
+        lines = self.journal.read([entry.place for entry in found[:kept]])
+        try:
+            events = [entries.parse(line) for line in lines]
+        except entries.BadEntry as error:
+            raise corrupt(str(error), -1) from error
+        return events, found[kept].index if kept < len(found) else end_index
+
+    def metrics(
+        self, wanted: MetricFilter, after_id: int, limit: int
+    ) -> list[tuple[int, logger_pb2.MetricSample]]:
+        """Return the first *limit* samples behind *after_id* that *wanted* lets through, with their ids.
+
+        Raises:
+            HayflickError: AUDIT_UNAVAILABLE: they cannot be read.
+        """
+        try:
+            return self._metrics.find(wanted, after_id, limit)
+        except sqlite3.Error as error:
+            raise _unavailable(f"metrics cannot be read: {error}") from error
+
+    def verify(self) -> Verdict:
+        """Recompute the whole chain."""
+        return self.journal.verify()
+
+    def _catch_up(self) -> None:
+        try:
+            self._index.catch_up(self.journal)
+        except sqlite3.Error as error:
+            raise _unavailable(f"the index cannot be written: {error}") from error
+        except Broken as broken:
+            raise corrupt(str(broken), broken.index) from broken
+
+    def _event_of(self, source: str, sequence: int) -> bytes | None:
+        place = self._index.place_of(source, sequence)
+        return entries.event_bytes(self.journal.read([place])[0]) if place is not None else None
+
+
+def _unavailable(message: str) -> HayflickError:
+    return HayflickError(ErrorReason.ERROR_REASON_AUDIT_UNAVAILABLE, message, retry_after_seconds=1.0)
