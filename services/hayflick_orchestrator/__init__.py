@@ -1,1 +1,1 @@
-"""Placeholder for the first build."""
+"""The hands: launches, feeds, watches and ends the workers that the controller admitted."""

@@ -1,0 +1,190 @@
+"""The running orchestrator: every part made once, joined, served and taken down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hayflick.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from hayflick.v1.controller_pb2 import Scope
+from hayflick.v1.resources_pb2 import EndReason
+from hayflick.v1.resources_pb2 import Worker as WorkerMessage
+from hayflick_orchestrator.calls import WorkerCalls
+from hayflick_orchestrator.controller_client import ControllerClient, Session
+from hayflick_orchestrator.controller_link import ControllerLink
+from hayflick_orchestrator.host import Host
+from hayflick_orchestrator.launcher import Launcher
+from hayflick_orchestrator.lifecycle import Ask
+from hayflick_orchestrator.population import Population
+from hayflick_orchestrator.predicates import Predicates
+from hayflick_orchestrator.records import Records
+from hayflick_orchestrator.servicer import OrchestratorServicer
+from hayflick_orchestrator.supervisor import Supervisor
+from hayflick_orchestrator.worker_tasks import WorkerTasks
+from hayflick_rpc.audit import AuditClient
+from hayflick_rpc.channel import connect
+from hayflick_rpc.server import serve
+
+if TYPE_CHECKING:
+    import grpc
+
+    from hayflick_orchestrator.config import Config
+    from hayflick_orchestrator.workers import Birth, Worker
+    from hayflick_sandbox.cgroups import Tree
+    from hayflick_sandbox.identities import UidRange
+    from hayflick_sandbox.probe import Layer
+    from hayflick_sandbox.zygote_client import Zygote
+
+# After the last worker is dead: how long the controller and the logger may
+# take to be told.
+FAREWELL_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Orchestrator:
+    """One node's orchestrator, from start to stop."""
+
+    def __init__(
+        self,
+        config: Config,
+        zygote: Zygote,
+        tree: Tree,
+        uids: UidRange,
+        *,
+        layers: Sequence[Layer],
+        missing: Sequence[Layer],
+        degraded: Sequence[str],
+    ) -> None:
+        self._config = config
+        self._failed = False
+        self._channel = connect(config.controller)
+        # A name of this boot's own: sequences start again with each.
+        source = f"orchestrator/{config.node_id}/{secrets.token_hex(8)}"
+        self._audit = AuditClient(config.logger, source)
+        self._records = Records(self._audit)
+        self._host = Host(
+            zygote,
+            tree,
+            uids,
+            missing=missing,
+            launches_at_once=config.launches_at_once,
+            on_zygote_death=self._zygote_died,
+        )
+        session = Session()
+        self._population: Population[Worker, Birth, WorkerMessage] = Population()
+        controller = ControllerClient(self._channel, config.node_id, session)
+        self._supervisor = Supervisor(
+            self._host,
+            self._population,
+            controller,
+            self._records,
+            heartbeat_timeout_seconds=config.heartbeat_timeout_seconds,
+        )
+        self._launcher = Launcher(
+            self._host,
+            self._population,
+            self._supervisor,
+            controller,
+            self._records,
+            degraded=degraded,
+            ready_timeout_seconds=config.ready_timeout_seconds,
+        )
+        self._link = ControllerLink(
+            self._channel,
+            node_id=config.node_id,
+            address=config.listen,
+            session=session,
+            population=self._population,
+            supervisor=self._supervisor,
+            predicates=Predicates(self._host, ready_timeout_seconds=config.ready_timeout_seconds),
+            on_name_taken=self._fail,
+        )
+        tasks = WorkerTasks(self._supervisor, self._records)
+        calls = WorkerCalls(
+            self._population,
+            self._supervisor,
+            self._launcher,
+            tasks=tasks,
+            controller=controller,
+            on_launch=self._link.nudge,
+        )
+        tasks.dispatch_for = calls.dispatch_for
+        self._servicer = OrchestratorServicer(
+            config,
+            self._population,
+            self._supervisor,
+            self._launcher,
+            tasks,
+            layers=layers,
+            on_launch=self._link.nudge,
+        )
+        self._duties: list[asyncio.Task[None]] = []
+
+    async def run(self) -> int:
+        """Serve until told to stop; return the process's exit status."""
+        await self._audit.start()
+        self._duties = [
+            asyncio.create_task(self._link.run(), name="controller link"),
+            asyncio.create_task(self._supervisor.sweep(), name="heartbeat sweep"),
+        ]
+        for duty in self._duties:
+            duty.add_done_callback(self._duty_ended)
+        await serve(
+            "hayflick_orchestrator",
+            self._config.listen,
+            self._register,
+            on_drain=self._drain,
+            on_stop=self._stop,
+            lifeline_fd=self._config.lifeline_fd,
+            drain_seconds=self._config.drain_seconds,
+        )
+        return 1 if self._failed else 0
+
+    def _register(self, server: grpc.aio.Server) -> Sequence[str]:
+        orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(self._servicer, server)
+        return [orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name]
+
+    def _duty_ended(self, duty: asyncio.Task[None]) -> None:
+        if not duty.cancelled() and (error := duty.exception()) is not None:
+            log.error("%s failed", duty.get_name(), exc_info=error)
+            self._fail()
+
+    def _zygote_died(self) -> None:
+        log.error("the zygote died: every worker ends, and so does this node")
+        self._records.node("node_failed", self._config.node_id, {"reason": "zygote_died"})
+        self._fail()
+
+    def _fail(self) -> None:
+        """Stop as on SIGTERM, but with a status that says it was not asked for."""
+        if not self._failed:
+            self._failed = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    async def _drain(self) -> None:
+        """Begin nothing more, and end every worker while the controller still hears us."""
+        self._launcher.close()
+        if self._host.alive:
+            ask = Ask(EndReason.END_REASON_KILLED, "the node is shutting down")
+        else:
+            ask = Ask(EndReason.END_REASON_NODE_LOST, "the node's zygote died")
+        report = await self._supervisor.kill_scope(
+            Scope(everything=True), ask, timeout_seconds=FAREWELL_SECONDS
+        )
+        if report.unconfirmed:
+            log.error("not seen dead and recorded in time: %s", ", ".join(report.unconfirmed))
+
+    async def _stop(self) -> None:
+        self._launcher.close()
+        await self._supervisor.close(FAREWELL_SECONDS)
+        for duty in self._duties:
+            duty.cancel()
+        await asyncio.gather(*self._duties, return_exceptions=True)
+        await self._host.close()
+        await self._audit.close(FAREWELL_SECONDS)
+        await self._channel.close()

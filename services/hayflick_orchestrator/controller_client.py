@@ -1,0 +1,171 @@
+"""The controller's unary calls, as the orchestrator needs them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import grpc
+
+from hayflick.v1 import controller_pb2, controller_pb2_grpc
+from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick_rpc.errors import HayflickError
+from hayflick_rpc.status import from_rpc_error
+
+if TYPE_CHECKING:
+    from hayflick.v1.resources_pb2 import Exit, Manifest, Usage, Worker
+
+# Stop conditions may run predicates, each with its own time limit.
+REGISTER_TIMEOUT_SECONDS = 60.0
+CALL_TIMEOUT_SECONDS = 15.0
+SESSION_TIMEOUT_SECONDS = 5.0
+REGISTER_ATTEMPTS = 3
+DEREGISTRATIONS_AT_ONCE = 128
+MIN_BACKOFF_SECONDS = 0.05
+MAX_BACKOFF_SECONDS = 2.0
+
+# The call may or may not have been carried out; repeating it by the same
+# request_id finds out.
+_UNCERTAIN = frozenset({ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE, ErrorReason.ERROR_REASON_SHUTTING_DOWN})
+# There is nothing left to give back: the controller ended the worker itself
+# meanwhile, or took an earlier attempt under an earlier session.
+_TAKEN = frozenset(
+    {
+        ErrorReason.ERROR_REASON_WORKER_UNKNOWN,
+        ErrorReason.ERROR_REASON_WORKER_NOT_RUNNING,
+        ErrorReason.ERROR_REASON_REQUEST_ID_REUSED,
+    }
+)
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """The secret that the controller gave this node in its last welcome."""
+
+    def __init__(self) -> None:
+        self._secret = ""
+        self._open = asyncio.Event()
+
+    def opened(self, secret: str) -> None:
+        """Take the secret of a new stream."""
+        self._secret = secret
+        self._open.set()
+
+    def lost(self) -> None:
+        """Note that the stream ended."""
+        self._open.clear()
+
+    async def secret(self, timeout_seconds: float = SESSION_TIMEOUT_SECONDS) -> str:
+        """Return the live secret, waiting for one if need be.
+
+        Raises:
+            HayflickError: SERVICE_UNAVAILABLE when the controller is not there.
+        """
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._open.wait()
+        except TimeoutError:
+            raise HayflickError(
+                ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE,
+                "the node has no connection to its controller",
+                metadata={"service": "controller"},
+                retry_after_seconds=1.0,
+            ) from None
+        return self._secret
+
+
+class ControllerClient:
+    """Asks the controller for births and tells it of ends."""
+
+    def __init__(self, channel: grpc.aio.Channel, node_id: str, session: Session) -> None:
+        self._stub: controller_pb2_grpc.ControllerServiceAsyncStub = (
+            controller_pb2_grpc.ControllerServiceStub(channel)
+        )
+        self._node_id = node_id
+        self._session = session
+        self._gate = asyncio.Semaphore(DEREGISTRATIONS_AT_ONCE)
+
+    async def issue(self, request: controller_pb2.IssueManifestRequest) -> Manifest:
+        """Return a manifest for the birth that *request* asks for.
+
+        Raises:
+            HayflickError: as the controller decided.
+        """
+        try:
+            answer = await self._stub.IssueManifest(request, timeout=CALL_TIMEOUT_SECONDS)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return answer.manifest
+
+    async def register(self, manifest: Manifest, degraded_layers: Sequence[str]) -> Worker:
+        """Commit the birth that *manifest* allows.
+
+        Raises:
+            HayflickError: as the controller decided. When it is SERVICE_UNAVAILABLE,
+                the birth may have been committed all the same.
+        """
+        request_id = f"register-{secrets.token_hex(16)}"
+        for attempt in range(1, REGISTER_ATTEMPTS + 1):
+            request = controller_pb2.RegisterWorkerRequest(
+                request_id=request_id,
+                manifest=manifest,
+                node_id=self._node_id,
+                session=await self._session.secret(),
+                degraded_layers=degraded_layers,
+            )
+            try:
+                answer = await self._stub.RegisterWorker(request, timeout=REGISTER_TIMEOUT_SECONDS)
+            except grpc.RpcError as error:
+                refusal = from_rpc_error(error)
+                again = refusal.reason in _UNCERTAIN or (
+                    refusal.reason == ErrorReason.ERROR_REASON_NODE_SESSION_INVALID
+                )
+                if not again or attempt == REGISTER_ATTEMPTS:
+                    raise refusal from error
+                await asyncio.sleep(_backoff(attempt))
+            else:
+                return answer.worker
+        raise AssertionError("the last attempt raises")
+
+    async def deregister(self, worker_id: str, exit_: Exit, usage: Usage | None) -> None:
+        """Give back the slot of a worker that is seen dead; try until the controller took it."""
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                async with self._gate:
+                    await self._deregister(worker_id, exit_, usage)
+            except HayflickError as refusal:
+                if refusal.reason in _TAKEN:
+                    log.info("worker %s needs no deregistration: %s", worker_id, refusal.reason_name)
+                    return
+                if attempt == 1:
+                    log.warning("worker %s cannot be deregistered yet: %r", worker_id, refusal)
+                await asyncio.sleep(_backoff(attempt))
+            else:
+                return
+
+    async def _deregister(self, worker_id: str, exit_: Exit, usage: Usage | None) -> None:
+        request = controller_pb2.DeregisterWorkerRequest(
+            request_id=f"end-{worker_id}"[:64],
+            worker_id=worker_id,
+            node_id=self._node_id,
+            session=await self._session.secret(),
+            exit=exit_,
+            usage=usage,
+        )
+        try:
+            await self._stub.DeregisterWorker(request, timeout=CALL_TIMEOUT_SECONDS)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+
+def _backoff(attempt: int) -> float:
+    # Jitter, so that a thousand workers of one node do not ask in step.
+    longest = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2.0 ** min(attempt, 10))
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret

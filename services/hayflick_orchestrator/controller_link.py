@@ -1,0 +1,280 @@
+"""The node's line to its controller: beats and results up, acknowledgements and orders down.
+
+The acknowledgements renew the lease. When none came for a whole lease, the node
+ends every worker by itself: a controller that cannot be heard cannot stop them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import grpc
+
+from hayflick.v1 import controller_pb2, controller_pb2_grpc
+from hayflick.v1.controller_pb2 import ConnectNodeRequest, ConnectNodeResponse, Order, OrderResult
+from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick.v1.resources_pb2 import EndReason
+from hayflick_orchestrator.lease import Lease
+from hayflick_orchestrator.lifecycle import Ask
+from hayflick_orchestrator.predicates import PredicateError, Predicates
+from hayflick_orchestrator.requests import PYTHON_VERSION
+from hayflick_rpc import wire
+from hayflick_rpc.errors import HayflickError
+from hayflick_rpc.status import from_rpc_error
+
+if TYPE_CHECKING:
+    from hayflick_orchestrator.controller_client import Session
+    from hayflick_orchestrator.supervisor import Everyone, Report, Supervisor
+
+WELCOME_SECONDS = 5.0
+MIN_BACKOFF_SECONDS = 0.05
+MAX_BACKOFF_SECONDS = 1.0
+# How long a name may stay taken when this node first asks for it. A
+# predecessor that just died lets go at once; one that lives never will.
+NAME_TAKEN_SECONDS = 3.0
+MIN_BEAT_SECONDS = 0.01
+# A worker that just started is told of at once, together with its neighbours.
+NUDGE_SECONDS = 0.02
+MAX_OUTGOING = 1_024
+LEASE_CHECK_SECONDS = 0.05
+
+_Call = grpc.aio.StreamStreamCall[ConnectNodeRequest, ConnectNodeResponse]
+
+log = logging.getLogger(__name__)
+
+
+class ControllerLink:
+    """Keeps the stream open, and the lease."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        *,
+        node_id: str,
+        address: str,
+        session: Session,
+        population: Everyone,
+        supervisor: Supervisor,
+        predicates: Predicates,
+        on_name_taken: Callable[[], None],
+    ) -> None:
+        self._stub: controller_pb2_grpc.ControllerServiceAsyncStub = (
+            controller_pb2_grpc.ControllerServiceStub(channel)
+        )
+        self._node_id = node_id
+        self._address = address
+        self._session = session
+        self._population = population
+        self._supervisor = supervisor
+        self._predicates = predicates
+        self._on_name_taken = on_name_taken
+        self._lease = Lease(0.0, time.monotonic())
+        self._call: _Call | None = None
+        self._outgoing: asyncio.Queue[ConnectNodeRequest] | None = None
+        self._nudged = asyncio.Event()
+        self._orders: set[str] = set()
+        self._welcomed = False
+
+    def nudge(self) -> None:
+        """Beat soon: there is news."""
+        self._nudged.set()
+
+    async def run(self) -> None:
+        """Connect, and connect again, for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._guard_lease())
+            group.create_task(self._stay_connected())
+
+    async def _stay_connected(self) -> None:
+        backoff_seconds, begun = MIN_BACKOFF_SECONDS, time.monotonic()
+        while True:
+            refusal = await self._connect()
+            self._session.lost()
+            if refusal is None:
+                backoff_seconds = MIN_BACKOFF_SECONDS
+            elif (
+                refusal.reason == ErrorReason.ERROR_REASON_NODE_ALREADY_CONNECTED
+                and not self._welcomed
+                and time.monotonic() - begun > NAME_TAKEN_SECONDS
+            ):
+                log.error("another orchestrator holds the node_id %s", self._node_id)
+                self._on_name_taken()
+                return
+            # Jitter, so that nodes that lost the same controller do not return in step.
+            await asyncio.sleep(backoff_seconds * random.uniform(0.5, 1.0))  # noqa: S311 -- no secret
+            backoff_seconds = min(backoff_seconds * 2, MAX_BACKOFF_SECONDS)
+
+    async def _connect(self) -> HayflickError | None:
+        """Serve one stream to its end; return why there was none, or ``None`` when there was."""
+        call: _Call = self._stub.ConnectNode()
+        self._call = call
+        admitted, refusal = False, None
+        try:
+            hello_at = time.monotonic()
+            welcome = await self._greet(call)
+            admitted = self._welcomed = True
+            self._lease.welcomed(hello_at, wire.seconds(welcome.lease))
+            self._session.opened(welcome.session)
+            log.info("connected to the controller")
+            if welcome.stop_worker_ids:
+                self._supervisor.spawn(self._obey(list(welcome.stop_worker_ids)), "stop at welcome")
+            self._outgoing = asyncio.Queue(MAX_OUTGOING)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._beat(self._outgoing, wire.seconds(welcome.beat_interval)))
+                group.create_task(self._write(call, self._outgoing))
+                group.create_task(self._read(call))
+        except* (grpc.RpcError, TimeoutError, _StreamEnded, asyncio.InvalidStateError) as errors:
+            refusal = await _refusal(call, errors)
+            log.warning("no line to the controller: %s", refusal.message)
+        finally:
+            self._outgoing = None
+            call.cancel()
+        return None if admitted else refusal
+
+    async def _greet(self, call: _Call) -> controller_pb2.NodeWelcome:
+        members = [worker.worker_id for worker in self._population]
+        # Those being born as well: the controller may have committed one whose
+        # answer was lost with the last stream.
+        members += [birth.worker_id for birth in self._population.births]
+        hello = controller_pb2.NodeHello(
+            node_id=self._node_id,
+            address=self._address,
+            worker_ids=members,
+            python_version=PYTHON_VERSION,
+        )
+        async with asyncio.timeout(WELCOME_SECONDS):
+            await call.write(ConnectNodeRequest(hello=hello))
+            answer = await call.read()
+        if not isinstance(answer, ConnectNodeResponse) or answer.WhichOneof("message") != "welcome":
+            raise _StreamEnded("the controller did not welcome this node")
+        return answer.welcome
+
+    async def _obey(self, worker_ids: list[str]) -> None:
+        await self._supervisor.kill_scope(
+            controller_pb2.Scope(),
+            Ask(EndReason.END_REASON_KILLED, "the controller counts it among the ended"),
+            also=worker_ids,
+        )
+
+    async def _beat(self, outgoing: asyncio.Queue[ConnectNodeRequest], interval_seconds: float) -> None:
+        sequence, interval_seconds = 0, max(interval_seconds, MIN_BEAT_SECONDS)
+        while True:
+            await self._supervisor.meter()
+            sequence += 1
+            beat = controller_pb2.NodeBeat(sequence=sequence, workers=self._supervisor.beats())
+            self._lease.sent(sequence, time.monotonic())
+            await outgoing.put(ConnectNodeRequest(beat=beat))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval_seconds):
+                    await self._nudged.wait()
+                await asyncio.sleep(NUDGE_SECONDS)
+            self._nudged.clear()
+
+    async def _write(self, call: _Call, outgoing: asyncio.Queue[ConnectNodeRequest]) -> None:
+        # The only writer: gRPC takes one message of a stream at a time.
+        while True:
+            await call.write(await outgoing.get())
+
+    async def _read(self, call: _Call) -> None:
+        while isinstance(answer := await call.read(), ConnectNodeResponse):
+            match answer.WhichOneof("message"):
+                case "ack":
+                    self._lease.acknowledged(answer.ack.sequence)
+                case "order":
+                    self._take(answer.order)
+                case _:
+                    raise _StreamEnded("the controller sent what no node expects")
+        raise _StreamEnded("the controller ended the stream")
+
+    # Orders
+
+    def _take(self, order: Order) -> None:
+        if order.order_id in self._orders:
+            return  # sent again after a reconnect, and in progress
+        self._orders.add(order.order_id)
+        self._supervisor.spawn(self._carry_out(order), f"order {order.order_id}")
+
+    async def _carry_out(self, order: Order) -> None:
+        started = time.monotonic()
+        result = OrderResult(order_id=order.order_id)
+        try:
+            await self._execute(order, result)
+        except HayflickError as refusal:
+            result.error = f"{refusal.reason_name}: {refusal.message}"
+        except PredicateError as error:
+            result.error = str(error)
+        except Exception:
+            log.exception("order %s failed", order.order_id)
+            result.error = "INTERNAL: a fault of the node's own; its log has more"
+        finally:
+            self._orders.discard(order.order_id)
+        if not result.HasField("elapsed"):
+            result.elapsed.CopyFrom(wire.duration(time.monotonic() - started))
+        # On whichever stream is open now; without one, the controller asks again.
+        if self._outgoing is not None:
+            await self._outgoing.put(ConnectNodeRequest(result=result))
+
+    async def _execute(self, order: Order, result: OrderResult) -> None:
+        match order.WhichOneof("order"):
+            case "kill":
+                kill = order.kill
+                ask = Ask(kill.reason or EndReason.END_REASON_KILLED, kill.detail)
+                _fill(result, await self._supervisor.kill_scope(kill.scope, ask, also=kill.worker_ids))
+            case "freeze":
+                _fill(result, await self._supervisor.freeze(order.freeze.worker_id))
+            case "thaw":
+                _fill(result, self._supervisor.thaw(order.thaw.worker_id))
+            case "evaluate":
+                result.value = await self._predicates.evaluate(order.evaluate)
+            case _:
+                result.error = "UNIMPLEMENTED: this node does not know the order"
+
+    # The lease
+
+    async def _guard_lease(self) -> None:
+        while True:
+            left = self._lease.remaining_seconds(time.monotonic())
+            if left > 0:
+                await asyncio.sleep(left)
+                continue
+            if self._population.births or any(not worker.life.ending for worker in self._population):
+                self._session.lost()
+                if self._call is not None:
+                    self._call.cancel()  # it only seems open
+                await self._supervisor.lapse()
+            await asyncio.sleep(LEASE_CHECK_SECONDS)
+
+
+class _StreamEnded(Exception):
+    """The controller, not the transport, ended the stream."""
+
+
+async def _refusal(call: _Call, errors: BaseExceptionGroup[BaseException]) -> HayflickError:
+    """Return the first word of the controller among *errors*, or one of our own."""
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            return await _refusal(call, error)
+        if isinstance(error, grpc.RpcError):
+            return from_rpc_error(error)
+    # What ended first can be the writer, which knows only that the call is
+    # over; the call itself knows why.
+    if call.done():
+        status = await call.code()
+        if status is not grpc.StatusCode.OK:
+            with contextlib.suppress(grpc.RpcError):
+                await call.read()
+    return HayflickError(
+        ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE, str(errors.exceptions[0]) or "the stream ended"
+    )
+
+
+def _fill(result: OrderResult, report: Report) -> None:
+    result.worker_ids.extend(report.confirmed)
+    result.unconfirmed_worker_ids.extend(report.unconfirmed)
+    result.elapsed.CopyFrom(wire.duration(report.elapsed_seconds))

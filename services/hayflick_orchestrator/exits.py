@@ -1,0 +1,196 @@
+"""Why a worker ended and how a task ended: pure judgements over observed facts.
+
+An exit status alone says little: a process killed by the kernel for want of
+memory and one that killed itself both end with SIGKILL. So the facts are who
+asked for the end, the kernel's own ``oom_kill`` counter, the CPU time used, and
+the status last of all.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+from hayflick.v1.orchestrator_pb2 import TaskOutcome
+from hayflick.v1.resources_pb2 import EndReason
+from hayflick_orchestrator.lifecycle import Ask
+
+# An authority's word, which no other fact overrules.
+_ORDERED = frozenset(
+    {
+        EndReason.END_REASON_KILLED,
+        EndReason.END_REASON_KILL_SWITCH,
+        EndReason.END_REASON_EXPIRED,
+        EndReason.END_REASON_LEASE_LOST,
+        EndReason.END_REASON_NODE_LOST,
+        EndReason.END_REASON_LAUNCH_FAILED,
+    }
+)
+# RLIMIT_CPU's hard limit ends a process that ignored SIGXCPU by SIGKILL, and
+# the kernel accounts in ticks, so the time seen can lie a little short of it.
+CPU_SLACK_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What was seen of a worker that is dead.
+
+    Attributes:
+        ask: The end that was asked for, if one was.
+        ready: Whether its init ever reported ready.
+        oom_kills: How many of its processes the kernel killed for memory.
+        exit_code: Of its init, when it exited.
+        signal: That ended its init, when one did.
+    """
+
+    ask: Ask | None = None
+    ready: bool = True
+    oom_kills: int = 0
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why a worker ended, in the terms of ``hayflick.v1.Exit``."""
+
+    reason: EndReason.ValueType
+    detail: str = ""
+    exit_code: int = 0
+    signal: int = 0
+
+
+def judge_worker(facts: WorkerFacts) -> Verdict:  # noqa: PLR0911 -- one rule a line
+    """Return why the worker of *facts* ended."""
+    ask = facts.ask
+    if ask is not None and ask.reason in _ORDERED:
+        return Verdict(ask.reason, ask.detail)
+    if facts.oom_kills:
+        return Verdict(
+            EndReason.END_REASON_OOM_KILLED,
+            f"the kernel killed {facts.oom_kills} of its processes for memory",
+            signal=signal.SIGKILL,
+        )
+    if ask is not None:
+        return Verdict(ask.reason, ask.detail)
+    if facts.signal == signal.SIGXCPU:
+        return Verdict(EndReason.END_REASON_CPU_EXCEEDED, "its init ran out of CPU time", signal=facts.signal)
+    if not facts.ready:
+        return Verdict(
+            EndReason.END_REASON_LAUNCH_FAILED,
+            "its init ended before it was ready",
+            exit_code=facts.exit_code or 0,
+            signal=facts.signal or 0,
+        )
+    if facts.signal:
+        name = _signal_name(facts.signal)
+        return Verdict(
+            EndReason.END_REASON_SIGNALED, f"{name} from outside ended its init", signal=facts.signal
+        )
+    # Init lives until it is killed; one that leaves by itself broke its word.
+    return Verdict(
+        EndReason.END_REASON_PROTOCOL_VIOLATION,
+        "its init left without being told to",
+        exit_code=facts.exit_code or 0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """What was seen of a task that is over.
+
+    Attributes:
+        callable_task: Whether it was a Python callable, which owes a result.
+        worker_ended: Whether its worker died, or was told to end, under it.
+        cancelled: Whether its caller hung up.
+        timed_out: Whether its deadline passed.
+        violation: What it did against the protocol of its control stream.
+        oom_kills: Processes of its worker that the kernel killed for memory.
+        exit_code: Of its process, when it exited.
+        signal: That ended its process, when one did.
+        cpu_seconds: CPU time of its process.
+        cpu_limit_seconds: The CPU time it was allowed, if there was a limit.
+        has_value: Whether it sent a result.
+        has_exception: Whether it sent an exception.
+    """
+
+    callable_task: bool = True
+    worker_ended: bool = False
+    cancelled: bool = False
+    timed_out: bool = False
+    violation: str = ""
+    oom_kills: int = 0
+    exit_code: int | None = None
+    signal: int | None = None
+    cpu_seconds: float = 0.0
+    cpu_limit_seconds: float | None = None
+    has_value: bool = False
+    has_exception: bool = False
+
+
+def judge_task(facts: TaskFacts) -> TaskOutcome.ValueType:  # noqa: PLR0911 -- one rule a line
+    """Return how the task of *facts* ended."""
+    killed = facts.signal == signal.SIGKILL or facts.exit_code is None
+    if facts.oom_kills and killed and facts.signal in (None, signal.SIGKILL):
+        return TaskOutcome.TASK_OUTCOME_OOM_KILLED
+    if facts.cancelled:
+        return TaskOutcome.TASK_OUTCOME_CANCELLED
+    if facts.timed_out:
+        return TaskOutcome.TASK_OUTCOME_TIMED_OUT
+    if facts.violation:
+        return TaskOutcome.TASK_OUTCOME_FAILED
+    if facts.worker_ended and killed:
+        return TaskOutcome.TASK_OUTCOME_WORKER_ENDED
+    if _used_up_cpu(facts):
+        return TaskOutcome.TASK_OUTCOME_CPU_EXCEEDED
+    if facts.signal:
+        return TaskOutcome.TASK_OUTCOME_SIGNALED
+    if facts.exit_code or facts.has_exception:
+        return TaskOutcome.TASK_OUTCOME_FAILED
+    if facts.callable_task and not facts.has_value:
+        return TaskOutcome.TASK_OUTCOME_FAILED
+    return TaskOutcome.TASK_OUTCOME_SUCCEEDED
+
+
+def ask_after_task(
+    outcome: TaskOutcome.ValueType, *, keep_worker_on_error: bool, violation: str = "", oom_kills: int = 0
+) -> Ask | None:
+    """Return the end that a task's *outcome* means for its worker, or ``None`` when it lives on.
+
+    A worker that the kernel took memory from by force ends always: nobody can
+    say what its other processes lost.
+    """
+    if oom_kills or outcome == TaskOutcome.TASK_OUTCOME_OOM_KILLED:
+        return Ask(EndReason.END_REASON_OOM_KILLED, "the kernel killed a process of it for memory")
+    if outcome in (
+        TaskOutcome.TASK_OUTCOME_SUCCEEDED,
+        TaskOutcome.TASK_OUTCOME_CANCELLED,
+        TaskOutcome.TASK_OUTCOME_WORKER_ENDED,
+    ):
+        return None
+    if keep_worker_on_error:
+        return None
+    if violation:
+        return Ask(EndReason.END_REASON_PROTOCOL_VIOLATION, violation)
+    if outcome == TaskOutcome.TASK_OUTCOME_CPU_EXCEEDED:
+        return Ask(EndReason.END_REASON_CPU_EXCEEDED, "a task used up its CPU time")
+    words = TaskOutcome.Name(outcome).removeprefix("TASK_OUTCOME_").lower().replace("_", " ")
+    return Ask(EndReason.END_REASON_TASK_ERROR, f"a task {words}")
+
+
+def _used_up_cpu(facts: TaskFacts) -> bool:
+    if facts.signal == signal.SIGXCPU:
+        return True
+    limit = facts.cpu_limit_seconds
+    return (
+        facts.signal == signal.SIGKILL
+        and limit is not None
+        and facts.cpu_seconds >= limit - CPU_SLACK_SECONDS
+    )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,364 @@
+"""The sandboxes of this node and what they stand on: zygote, control groups, host user ids.
+
+Everything that makes, kills, freezes or clears away processes goes through here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import secrets
+import signal
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick_orchestrator.sandboxes import Sandbox, SandboxError
+from hayflick_rpc.errors import HayflickError
+from hayflick_sandbox.identities import IdentitiesExhausted, UidRange
+from hayflick_sandbox.zygote_client import Exited, LaunchFailed, Started, Zygote, ZygoteDied
+
+if TYPE_CHECKING:
+    from hayflick_sandbox.cgroups import Tree, Usage
+    from hayflick_sandbox.policy import Policy
+    from hayflick_sandbox.probe import Layer
+
+# How long the zygote may take to answer one request; it answers in milliseconds.
+ZYGOTE_ANSWER_SECONDS = 10.0
+# How long a cgroup may stay busy after its last process was reaped.
+REMOVE_SECONDS = 5.0
+FREEZE_SECONDS = 5.0
+POLL_SECONDS = 0.005
+
+log = logging.getLogger(__name__)
+
+
+class Host:
+    """Makes and clears away sandboxes."""
+
+    def __init__(
+        self,
+        zygote: Zygote,
+        tree: Tree,
+        uids: UidRange,
+        *,
+        missing: Sequence[Layer],
+        launches_at_once: int,
+        on_zygote_death: Callable[[], None],
+    ) -> None:
+        self._zygote = zygote
+        self._tree = tree
+        self._uids = uids
+        self._missing = tuple(missing)
+        self._on_zygote_death = on_zygote_death
+        self._sandboxes: dict[str, Sandbox] = {}
+        self._gate = asyncio.Semaphore(launches_at_once)
+        self._loop = asyncio.get_running_loop()
+        self._alive = True
+        # A kill must never wait behind the clearing of what died before it.
+        self._killer = ThreadPoolExecutor(2, "killer")
+        self._sweeper = ThreadPoolExecutor(1, "sweeper")
+        self._loop.add_reader(zygote.socket, self._readable)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the zygote still serves."""
+        return self._alive
+
+    @property
+    def sandboxes(self) -> tuple[Sandbox, ...]:
+        """Those whose processes live, or may."""
+        return tuple(self._sandboxes.values())
+
+    def _readable(self) -> None:
+        try:
+            while (said := self._zygote.receive()) is not None:
+                self._take(said)
+        except ZygoteDied:
+            self._loop.remove_reader(self._zygote.socket)
+            self._alive = False
+            for sandbox in self.sandboxes:
+                # One that was never forked never will be; the others' pidfds tell.
+                if not sandbox.forked.done():
+                    sandbox.stillborn("zygote", 0, "the zygote died")
+            self._on_zygote_death()
+
+    def _take(self, said: Started | LaunchFailed | Exited) -> None:
+        sandbox = self._sandboxes.get(said.launch_id)
+        if sandbox is None:
+            return  # cleared already: a fork that failed half-way is reported twice
+        match said:
+            case Started(_, pid, pidfd):
+                sandbox.born(pid, pidfd)
+                if sandbox.doomed:
+                    # It was killed before it existed; make that true.
+                    self._kill_one(sandbox)
+            case LaunchFailed(_, step, errno_, message):
+                sandbox.stillborn(step, errno_, message)
+            case Exited(_, _, exit_code, signal_, cpu_seconds, max_rss_bytes):
+                sandbox.exited(exit_code, signal_, cpu_seconds, max_rss_bytes)
+
+    def require_enforceable(self) -> None:
+        """Return when this machine can hold a sandbox to all that it promises.
+
+        Raises:
+            HayflickError: LIMIT_NOT_ENFORCEABLE, naming the first layer that is
+                missing and that nobody let go by name.
+        """
+        for layer in self._missing:
+            raise HayflickError(
+                ErrorReason.ERROR_REASON_LIMIT_NOT_ENFORCEABLE,
+                f"this node cannot enforce {layer.name}: {layer.detail}",
+                metadata={"layer": layer.name, "remedy": layer.remedy},
+            )
+
+    async def launch(
+        self,
+        cgroup_path: str,
+        policy: Policy,
+        *,
+        ready_timeout_seconds: float,
+        still_wanted: Callable[[], None] = lambda: None,
+    ) -> Sandbox:
+        """Build a sandbox and return it when its init is ready.
+
+        On failure nothing of it is left: no process, no control group, no uid.
+
+        Args:
+            cgroup_path: Where its processes will be.
+            policy: Its confinement.
+            ready_timeout_seconds: How long building it may take.
+            still_wanted: Asked just before anything is made; raises when not.
+
+        Raises:
+            HayflickError: LIMIT_NOT_ENFORCEABLE; NODE_FULL without a free host user id; SANDBOX_FAILED,
+                naming the step, when it could not be built.
+        """
+        async with self._gate:
+            self.require_enforceable()
+            still_wanted()
+            try:
+                uid = self._uids.lease()
+            except IdentitiesExhausted as error:
+                raise HayflickError(
+                    ErrorReason.ERROR_REASON_NODE_FULL, str(error), metadata={"limit": "host_uids"}
+                ) from error
+            sandbox: Sandbox | None = None
+            try:
+                self._tree.add(cgroup_path, policy.limits)
+                launch_id = secrets.token_hex(8)
+                channel = self._zygote.launch(launch_id, policy, cgroup_path, uid)
+                sandbox = Sandbox(launch_id, cgroup_path, uid, channel)
+                self._sandboxes[launch_id] = sandbox
+                async with asyncio.timeout(ready_timeout_seconds):
+                    await sandbox.ready
+            except BaseException as error:
+                # Also when cancelled: what was begun is undone before we leave.
+                await _finish(self._abandon(sandbox, cgroup_path, uid))
+                if isinstance(error, TimeoutError):
+                    error = SandboxError("ready", 0, f"not ready within {ready_timeout_seconds} s")
+                if isinstance(error, SandboxError | ZygoteDied | OSError):
+                    raise _failed(error) from error
+                raise
+            return sandbox
+
+    async def _abandon(self, sandbox: Sandbox | None, cgroup_path: str, uid: int) -> None:
+        if sandbox is None:
+            await self._remove(cgroup_path)
+            self._uids.release(uid)
+            return
+        sandbox.doomed = True
+        self._kill_one(sandbox)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ZYGOTE_ANSWER_SECONDS):
+                await sandbox.dead
+        await self.clear(sandbox)
+
+    async def undo(self, sandbox: Sandbox) -> None:
+        """Kill *sandbox*, and leave nothing of it."""
+        await _finish(self._abandon(sandbox, sandbox.cgroup_path, sandbox.uid))
+
+    def _kill_one(self, sandbox: Sandbox) -> None:
+        with contextlib.suppress(OSError):
+            self._tree.kill(sandbox.cgroup_path)
+        if sandbox.pidfd is not None and not sandbox.dead.done():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(sandbox.pidfd, signal.SIGKILL)
+
+    async def kill(self, cgroup_path: str) -> None:
+        """Kill every process at and below *cgroup_path*, and any that is just being made there.
+
+        One write to ``cgroup.kill``, however many they are.
+        """
+        below = [one for one in self._sandboxes.values() if _within(one.cgroup_path, cgroup_path)]
+        for sandbox in below:
+            sandbox.doomed = True
+        try:
+            done = await self._loop.run_in_executor(self._killer, self._tree.kill, cgroup_path)
+        except OSError as error:
+            log.warning("cgroup.kill of %s failed, killing one by one: %s", cgroup_path, error)
+            done = False
+        if not done:
+            for sandbox in below:
+                self._kill_one(sandbox)
+
+    async def freeze(self, cgroup_path: str) -> bool:
+        """Freeze everything at and below *cgroup_path*; return whether the kernel confirmed it.
+
+        Raises:
+            HayflickError: LIMIT_NOT_ENFORCEABLE where the kernel offers no freezer.
+        """
+        try:
+            self._tree.freeze(cgroup_path)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            raise HayflickError(
+                ErrorReason.ERROR_REASON_LIMIT_NOT_ENFORCEABLE,
+                f"this node cannot freeze workers: {error}",
+                metadata={"layer": "cgroup-freeze", "remedy": "mount a cgroup2 hierarchy"},
+            ) from error
+        return await self._until(lambda: self._tree.frozen(cgroup_path), FREEZE_SECONDS)
+
+    def hold(self, cgroup_path: str) -> None:
+        """Order a freeze and do not wait for it: a kill comes next."""
+        with contextlib.suppress(OSError):
+            self._tree.freeze(cgroup_path)
+
+    def thaw(self, cgroup_path: str) -> None:
+        """Let everything at and below *cgroup_path* go on, but what is frozen by itself."""
+        self._tree.thaw(cgroup_path)
+
+    async def usage(self, sandbox: Sandbox) -> Usage:
+        """Return what *sandbox* uses now."""
+        return await self._loop.run_in_executor(self._sweeper, self._tree.usage, sandbox.cgroup_path)
+
+    async def usages(self, sandboxes: list[Sandbox]) -> list[tuple[Usage, int]]:
+        """Return what each of *sandboxes* uses, and its count of memory kills, in one trip."""
+        paths = [sandbox.cgroup_path for sandbox in sandboxes]
+
+        def read() -> list[tuple[Usage, int]]:
+            return [(self._tree.usage(path), self._tree.oom_kills(path)) for path in paths]
+
+        return await self._loop.run_in_executor(self._sweeper, read)
+
+    def oom_kills(self, sandbox: Sandbox) -> int:
+        """Return how many processes of *sandbox* the kernel killed for want of memory."""
+        try:
+            return self._tree.oom_kills(sandbox.cgroup_path)
+        except OSError:
+            return 0
+
+    async def clear(self, sandbox: Sandbox) -> None:
+        """Remove all that is left of a dead sandbox, and lease its uid to others again.
+
+        A sandbox that is not seen dead keeps its uid: better one lost than two
+        workers with the same.
+        """
+        sandbox.close()
+        removed = await self._remove(sandbox.cgroup_path)
+        self._sandboxes.pop(sandbox.launch_id, None)
+        if removed and sandbox.dead.done():
+            self._uids.release(sandbox.uid)
+        else:
+            log.warning("%r could not be cleared; its uid %d is kept", sandbox, sandbox.uid)
+
+    async def _remove(self, cgroup_path: str) -> bool:
+        # A cgroup can stay populated for a moment after its last process was
+        # reaped, and rmdir then says EBUSY.
+        def gone() -> bool:
+            try:
+                self._tree.remove(cgroup_path)
+            except OSError as error:
+                if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
+                    return False
+                raise
+            return True
+
+        deadline = self._loop.time() + REMOVE_SECONDS
+        try:
+            while not await self._loop.run_in_executor(self._sweeper, gone):
+                if self._loop.time() > deadline:
+                    log.warning("control group %s is still busy", cgroup_path)
+                    return False
+                await asyncio.sleep(POLL_SECONDS)
+        except OSError as error:
+            log.warning("control group %s cannot be removed: %s", cgroup_path, error)
+            return False
+        return True
+
+    def forget_contract(self, contract_id: str) -> None:
+        """Remove a contract's own control group when nobody is in it."""
+        if any(_within(one.cgroup_path, contract_id) for one in self._sandboxes.values()):
+            return
+        with contextlib.suppress(OSError):
+            # Not in the sweeper: no launch can come between, it makes its
+            # groups on this thread.
+            self._tree.remove(contract_id)
+
+    async def _until(self, condition: Callable[[], bool], limit_seconds: float) -> bool:
+        deadline = self._loop.time() + limit_seconds
+        while not condition():
+            if self._loop.time() > deadline:
+                return False
+            await asyncio.sleep(POLL_SECONDS)
+        return True
+
+    async def close(self) -> None:
+        """End the zygote and with it every sandbox; remove the node's control groups."""
+        if self._alive:
+            self._loop.remove_reader(self._zygote.socket)
+        await self._loop.run_in_executor(self._killer, self._close_zygote)
+        for sandbox in self.sandboxes:
+            sandbox.close()
+        try:
+            await self._until(self._closed_tree, REMOVE_SECONDS)
+        finally:
+            self._uids.close()
+            self._killer.shutdown()
+            self._sweeper.shutdown()
+
+    def _close_zygote(self) -> None:
+        self._zygote.close()
+        self._zygote.wait_closed()
+
+    def _closed_tree(self) -> bool:
+        try:
+            self._tree.close()
+        except OSError as error:
+            if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
+                return False
+            log.warning("the node's control groups cannot be removed: %s", error)
+        return True
+
+
+def _within(path: str, top: str) -> bool:
+    return path == top or path.startswith(top + "/")
+
+
+def _failed(error: SandboxError | ZygoteDied | OSError) -> HayflickError:
+    step = error.step if isinstance(error, SandboxError) else "launch"
+    number = getattr(error, "errno", None) or 0
+    return HayflickError(
+        ErrorReason.ERROR_REASON_SANDBOX_FAILED,
+        f"the sandbox could not be built: {error}",
+        metadata={"step": step, "errno": errno.errorcode.get(number, str(number))},
+    )
+
+
+async def _finish(work: Coroutine[Any, Any, None]) -> None:
+    """See *work* to its end even if the caller is cancelled meanwhile."""
+    task = asyncio.create_task(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    if (error := task.exception()) is not None:
+        log.warning("clearing up failed", exc_info=error)
+    if cancelled:
+        raise asyncio.CancelledError

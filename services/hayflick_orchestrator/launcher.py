@@ -1,0 +1,187 @@
+"""The way of one birth on this node: check, register, build, record, answer.
+
+Whatever fails gives the slot back and leaves nothing: no process, no control
+group, no host user id, no channel. An order that arrives meanwhile wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick.v1.resources_pb2 import EndReason, Exit, Manifest
+from hayflick.v1.resources_pb2 import Worker as WorkerMessage
+from hayflick_orchestrator.lifecycle import Ask
+from hayflick_orchestrator.requests import check_manifest, policy_of
+from hayflick_orchestrator.workers import Birth, Worker
+from hayflick_rpc import wire
+from hayflick_rpc.errors import HayflickError
+
+if TYPE_CHECKING:
+    from hayflick_orchestrator.controller_client import ControllerClient
+    from hayflick_orchestrator.host import Host
+    from hayflick_orchestrator.records import Records
+    from hayflick_orchestrator.supervisor import Everyone, Supervisor
+    from hayflick_sandbox.policy import Policy
+
+# How long an answer that says no waits for the slot to be given back; giving
+# it back goes on afterwards until the controller took it.
+GIVE_BACK_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Launcher:
+    """Turns manifests into workers."""
+
+    def __init__(
+        self,
+        host: Host,
+        population: Everyone,
+        supervisor: Supervisor,
+        controller: ControllerClient,
+        records: Records,
+        *,
+        degraded: Sequence[str],
+        ready_timeout_seconds: float,
+    ) -> None:
+        self._host = host
+        self._population = population
+        self._supervisor = supervisor
+        self._controller = controller
+        self._records = records
+        self._degraded = tuple(degraded)
+        self._ready_timeout_seconds = ready_timeout_seconds
+        self._closed = False
+
+    def close(self) -> None:
+        """Begin no more births."""
+        self._closed = True
+
+    def require_open(self) -> None:
+        """Return when this node may begin a birth.
+
+        Raises:
+            HayflickError: SHUTTING_DOWN; LIMIT_NOT_ENFORCEABLE, naming the first
+                layer that is missing and that nobody let go by name.
+        """
+        if self._closed or not self._host.alive:
+            raise HayflickError(ErrorReason.ERROR_REASON_SHUTTING_DOWN, "the node is shutting down")
+        self._host.require_enforceable()
+
+    async def launch(self, manifest: Manifest) -> Worker:
+        """Return the worker that *manifest* allows, running and on record.
+
+        Raises:
+            HayflickError: the controller's denial; PARENT_UNKNOWN when the
+                parent does not live on this node; INVALID_FIELD,
+                LIMIT_NOT_ENFORCEABLE, NODE_FULL, SANDBOX_FAILED,
+                AUDIT_UNAVAILABLE, SHUTTING_DOWN; KILL_SWITCH_ENGAGED,
+                QUARANTINED or WORKER_NOT_RUNNING when an order came meanwhile.
+        """
+        self.require_open()
+        check_manifest(manifest)
+        policy = policy_of(manifest.resources, manifest.worker_id)
+        birth = Birth(manifest)
+        self._population.conceive(birth)
+        try:
+            worker = await self._bear(birth, manifest, policy)
+        finally:
+            self._population.settle(birth)
+            if not birth.settled.done():
+                birth.settled.set_result(None)
+        try:
+            await self._records.worker_started(
+                worker.record,
+                host_pid=worker.sandbox.pid or 0,
+                host_uid=worker.sandbox.uid,
+                build_seconds=worker.sandbox.build_seconds,
+            )
+        except HayflickError as refusal:
+            await self._supervisor.end(
+                worker, Ask(EndReason.END_REASON_LAUNCH_FAILED, f"not recorded: {refusal.reason_name}")
+            )
+            raise
+        worker.require_running()  # an order may have come while the record was made
+        return worker
+
+    async def _bear(self, birth: Birth, manifest: Manifest, policy: Policy) -> Worker:
+        try:
+            record = await self._controller.register(manifest, self._degraded)
+        except HayflickError as refusal:
+            if refusal.reason == ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE:
+                # It may have been committed; if so, the slot must come back.
+                self._supervisor.spawn(
+                    self._deregister(birth, "the controller's answer was lost"),
+                    f"give back {birth.worker_id}",
+                )
+            raise
+        except asyncio.CancelledError:
+            self._supervisor.spawn(
+                self._deregister(birth, "the node is shutting down"), f"give back {birth.worker_id}"
+            )
+            raise
+        birth.registered = True
+        try:
+            return await self._build(birth, record, policy)
+        except BaseException as error:
+            await self._give_back(birth, error)
+            raise
+
+    async def _build(self, birth: Birth, record: WorkerMessage, policy: Policy) -> Worker:
+        birth.check()
+        birth.cgroup_path = self._place(record)
+        try:
+            sandbox = await self._host.launch(
+                birth.cgroup_path,
+                policy,
+                ready_timeout_seconds=self._ready_timeout_seconds,
+                still_wanted=birth.check,
+            )
+        except HayflickError:
+            self._host.forget_contract(record.contract_id)
+            birth.check()  # killed on order: say so, rather than that building failed
+            raise
+        # From here on nothing is awaited until the worker is adopted, so no
+        # order can fall between the birth and the life.
+        if birth.ask is not None or birth.frozen or self._closed:
+            await self._host.undo(sandbox)
+            self._host.forget_contract(record.contract_id)
+            birth.check()
+            self.require_open()
+        record.manifest.CopyFrom(birth.manifest)
+        worker = Worker.of(record, sandbox)
+        self._supervisor.adopt(worker)
+        return worker
+
+    def _place(self, record: WorkerMessage) -> str:
+        """Return where in the lineage tree the worker belongs.
+
+        Raises:
+            HayflickError: PARENT_UNKNOWN.
+        """
+        if not record.parent_id:
+            return f"{record.contract_id}/{record.worker_id}"
+        parent = self._population.get(record.parent_id)
+        if parent is None or parent.life.ending or parent.contract_id != record.contract_id:
+            raise HayflickError(
+                ErrorReason.ERROR_REASON_PARENT_UNKNOWN,
+                f"parent {record.parent_id} does not live on this node; a child runs where its parent does",
+                metadata={"parent_id": record.parent_id},
+            )
+        return f"{parent.cgroup_path}/children/{record.worker_id}"
+
+    async def _give_back(self, birth: Birth, error: BaseException) -> None:
+        work = self._supervisor.spawn(
+            self._deregister(birth, str(error) or type(error).__name__), f"give back {birth.worker_id}"
+        )
+        await asyncio.wait({work}, timeout=GIVE_BACK_SECONDS)
+
+    async def _deregister(self, birth: Birth, detail: str) -> None:
+        ask = birth.ask or Ask(EndReason.END_REASON_LAUNCH_FAILED, detail[:256])
+        exit_ = Exit(reason=ask.reason, detail=ask.detail, end_time=wire.timestamp(datetime.now(UTC)))
+        await self._controller.deregister(birth.worker_id, exit_, None)

@@ -1,0 +1,133 @@
+"""What the orchestrator puts on record: events of its workers, and what they use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hayflick.v1.logger_pb2 import Event, MetricSample
+from hayflick_rpc import wire
+from hayflick_rpc.errors import HayflickError
+
+if TYPE_CHECKING:
+    from hayflick.v1.resources_pb2 import Usage, Worker
+
+RECORD_TIMEOUT_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Audit(Protocol):
+    """The part of ``hayflick_rpc.audit.AuditClient`` that is used here."""
+
+    async def record(self, event: Event, timeout_seconds: float) -> int:
+        """Queue an event; return when it is durable."""
+
+    def enqueue(self, event: Event) -> int:
+        """Queue an event."""
+
+    def emit_metric(self, sample: MetricSample) -> None:
+        """Queue a sample."""
+
+
+class Records:
+    """Words for what happens on this node."""
+
+    def __init__(self, audit: Audit) -> None:
+        self._audit = audit
+
+    async def worker_started(
+        self, worker: Worker, *, host_pid: int, host_uid: int, build_seconds: float
+    ) -> None:
+        """Record durably that *worker* runs.
+
+        Raises:
+            HayflickError: AUDIT_UNAVAILABLE.
+        """
+        details: dict[str, Any] = {
+            "depth": worker.depth,
+            "node_id": worker.node_id,
+            "host_pid": host_pid,
+            "host_uid": host_uid,
+            "build_seconds": round(build_seconds, 6),
+        }
+        if worker.degraded_layers:
+            details["degraded_layers"] = list(worker.degraded_layers)
+        await self._audit.record(_event("worker_started", worker, details), RECORD_TIMEOUT_SECONDS)
+
+    def heartbeat(self, worker: Worker) -> None:
+        """Note that *worker* was heard."""
+        self._note(_event("heartbeat", worker, {"node_id": worker.node_id}))
+
+    def task_started(self, worker: Worker, task_id: str, kind: str) -> None:
+        """Note that a task of *worker* began."""
+        self._note(_event("task_started", worker, {"task_id": task_id, "kind": kind}))
+
+    def task_finished(
+        self,
+        worker: Worker,
+        task_id: str,
+        *,
+        outcome: str,
+        reason: str,
+        cpu_seconds: float,
+        elapsed_seconds: float,
+    ) -> None:
+        """Note how a task of *worker* ended; never what it said."""
+        details: dict[str, Any] = {
+            "task_id": task_id,
+            "outcome": outcome,
+            "cpu_seconds": round(cpu_seconds, 6),
+            "elapsed_seconds": round(elapsed_seconds, 6),
+        }
+        if reason:
+            details["reason"] = reason[:512]
+        self._note(_event("task_finished", worker, details))
+
+    def node(self, name: str, node_id: str, details: Mapping[str, Any]) -> None:
+        """Note something about the node itself."""
+        event = Event(event=name, timestamp=wire.timestamp(datetime.now(UTC)))
+        event.details.update({"node_id": node_id, **details})
+        self._note(event)
+
+    def usage(self, worker: Worker, usage: Usage) -> None:
+        """Note what *worker* uses."""
+        now = wire.timestamp(datetime.now(UTC))
+        for name, value in (
+            ("memory_bytes", usage.memory_bytes),
+            ("memory_peak_bytes", usage.memory_peak_bytes),
+            ("cpu_seconds", wire.seconds(usage.cpu_time)),
+            ("pids", usage.pids),
+        ):
+            self._audit.emit_metric(
+                MetricSample(
+                    name=name,
+                    value=float(value),
+                    timestamp=now,
+                    contract_id=worker.contract_id,
+                    worker_id=worker.worker_id,
+                )
+            )
+
+    def _note(self, event: Event) -> None:
+        # These say what was seen, not what was decided, so no decision waits
+        # for them; one that cannot be queued is at least in the node's log.
+        try:
+            self._audit.enqueue(event)
+        except HayflickError as error:
+            log.warning("event %s of %s is not recorded: %s", event.event, event.worker_id or "node", error)
+
+
+def _event(name: str, worker: Worker, details: Mapping[str, Any]) -> Event:
+    event = Event(
+        event=name,
+        timestamp=wire.timestamp(datetime.now(UTC)),
+        contract_id=worker.contract_id,
+        worker_id=worker.worker_id,
+        parent_id=worker.parent_id,
+        root_id=worker.root_id,
+    )
+    event.details.update(dict(details))
+    return event

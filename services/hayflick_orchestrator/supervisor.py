@@ -1,0 +1,424 @@
+"""Watches the workers of this node and ends them: on order, on time, or when they break a rule.
+
+Every end takes the same way, however it began::
+
+    asked ──► killed (one write for a whole family) ──► dead ──► judged
+          ──► descendants gone ──► cleared away ──► deregistered ──► ended
+
+so nothing that waits for an end needs to know who began it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from hayflick.v1.controller_pb2 import Scope, WorkerBeat
+from hayflick.v1.resources_pb2 import EndReason, State
+from hayflick.v1.resources_pb2 import Worker as WorkerMessage
+from hayflick_orchestrator.exits import WorkerFacts, judge_worker
+from hayflick_orchestrator.lifecycle import (
+    Action,
+    Ask,
+    Died,
+    EndAsked,
+    Event,
+    Finished,
+    Frozen,
+    GraceOver,
+    Ready,
+    Thawed,
+    step,
+)
+from hayflick_orchestrator.population import Population, tops
+from hayflick_orchestrator.workers import Birth, Worker, exit_message, usage_message, worker_unknown
+from hayflick_rpc import wire
+
+if TYPE_CHECKING:
+    from hayflick_orchestrator.controller_client import ControllerClient
+    from hayflick_orchestrator.host import Host
+    from hayflick_orchestrator.records import Records
+
+SWEEP_SECONDS = 1.0
+# Reading what a worker uses takes five small files; a beat reads this many
+# workers at most, those longest unread first.
+METERED_AT_ONCE = 100
+METER_SECONDS = 1.0
+METRICS_SECONDS = 10.0
+HEARTBEAT_EVENT_SECONDS = 10.0
+KILL_TIMEOUT_SECONDS = 10.0
+
+# Reasons that are about a whole family; otherwise a descendant is killed
+# because its ancestor ended.
+_INHERITED = frozenset(
+    {
+        EndReason.END_REASON_KILL_SWITCH,
+        EndReason.END_REASON_LEASE_LOST,
+        EndReason.END_REASON_NODE_LOST,
+    }
+)
+_ANCESTOR_ENDED = Ask(EndReason.END_REASON_KILLED, "ancestor ended")
+
+Everyone = Population[Worker, Birth, WorkerMessage]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of an order over several workers.
+
+    Attributes:
+        confirmed: Those of which it is certain.
+        unconfirmed: Those of which it is not, yet.
+        elapsed_seconds: Until the last of them was certain.
+    """
+
+    confirmed: tuple[str, ...]
+    unconfirmed: tuple[str, ...]
+    elapsed_seconds: float
+
+
+class Supervisor:
+    """The one part that ends, freezes and thaws workers."""
+
+    def __init__(
+        self,
+        host: Host,
+        population: Everyone,
+        controller: ControllerClient,
+        records: Records,
+        *,
+        heartbeat_timeout_seconds: float,
+    ) -> None:
+        self._host = host
+        self._population = population
+        self._controller = controller
+        self._records = records
+        self._heartbeat_timeout_seconds = heartbeat_timeout_seconds
+        self._background: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run *work* on its own; its failure is logged."""
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._spawned)
+        return task
+
+    def _spawned(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s failed", task.get_name(), exc_info=error)
+
+    async def close(self, wait_seconds: float) -> None:
+        """Wait for what is in progress, then give it up."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=wait_seconds)
+        for task in tuple(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    # Birth
+
+    def adopt(self, worker: Worker) -> None:
+        """Watch *worker*, whose sandbox is ready, until nothing of it is left."""
+        self._population.add(worker)
+        self._apply(worker, Ready())
+        sandbox = worker.sandbox
+        sandbox.on_violation = lambda text: self.ask_end(
+            worker, Ask(EndReason.END_REASON_PROTOCOL_VIOLATION, text)
+        )
+        sandbox.on_task_exited = lambda: self.check_memory(worker)
+        if worker.record.HasField("expire_time"):
+            # The wall clock is asked once; setting it later moves nobody's end.
+            left = (wire.instant(worker.record.expire_time) - datetime.now(UTC)).total_seconds()
+            handle = asyncio.get_running_loop().call_later(max(left, 0.0), self._expire, worker)
+            worker.cancel_expiry = handle.cancel
+        self.spawn(self._attend(worker), f"worker {worker.worker_id}")
+
+    def _expire(self, worker: Worker) -> None:
+        self.ask_end(worker, Ask(EndReason.END_REASON_EXPIRED, "its life by contract is over"))
+
+    # Asking for ends
+
+    def ask_end(self, worker: Worker, ask: Ask, grace_seconds: float = 0.0) -> None:
+        """Begin the end of *worker* and all its descendants; ``worker.ended`` tells when it came."""
+        inherited = ask if ask.reason in _INHERITED else _ANCESTOR_ENDED
+        family = self._population.family(worker.worker_id)
+        for birth in self._population.births:
+            if birth.parent_id in {member.worker_id for member in family}:
+                birth.ask = birth.ask or inherited
+        actions = {
+            member.worker_id: self._apply(
+                member, EndAsked(ask if member is worker else inherited, grace=grace_seconds > 0)
+            )
+            for member in family
+        }
+        self._kill(member for member in family if Action.KILL in actions[member.worker_id])
+        if Action.TERMINATE_TASKS in actions.get(worker.worker_id, ()):
+            self.spawn(self._grace(worker, grace_seconds), f"grace of {worker.worker_id}")
+
+    async def end(self, worker: Worker, ask: Ask, grace_seconds: float = 0.0) -> WorkerMessage:
+        """End *worker* and its descendants; return it when nothing is left and the controller knows."""
+        self.ask_end(worker, ask, grace_seconds)
+        return await asyncio.shield(worker.ended)
+
+    def _kill(self, workers: Iterable[Worker]) -> None:
+        for top in tops(workers):
+            self.spawn(self._host.kill(top.cgroup_path), f"kill of {top.worker_id}")
+
+    async def _grace(self, worker: Worker, grace_seconds: float) -> None:
+        family = self._population.family(worker.worker_id)
+        for member in family:
+            for task_id in member.sandbox.tasks:
+                member.sandbox.signal_task(task_id, signal.SIGTERM)
+        quiet = [asyncio.ensure_future(member.sandbox.idle.wait()) for member in family]
+        await asyncio.wait(quiet, timeout=grace_seconds)
+        for waiter in quiet:
+            waiter.cancel()
+        self._kill([member for member in family if Action.KILL in self._apply(member, GraceOver())])
+
+    async def kill_scope(
+        self,
+        scope: Scope,
+        ask: Ask,
+        *,
+        also: Iterable[str] = (),
+        timeout_seconds: float = KILL_TIMEOUT_SECONDS,
+    ) -> Report:
+        """End everybody in *scope*, the ones being born included.
+
+        Answers when all are seen dead and the controller knows of each, or
+        when the time is over.
+
+        Args:
+            scope: Whom.
+            ask: Why.
+            also: Workers that the controller counts to the scope; of one that
+                this node does not have, it is certain that it does not run.
+            timeout_seconds: How long to wait.
+        """
+        started = time.monotonic()
+        named = set(also)
+        workers, births = self._population.in_scope(scope, named)
+        for worker in workers:
+            self._apply(worker, EndAsked(ask))
+        for birth in births:
+            birth.ask = birth.ask or ask
+        paths = self._paths(scope, workers, births)
+        await asyncio.gather(*(self._host.kill(path) for path in paths))
+        deadline = started + timeout_seconds
+        await _all([*(w.verdict for w in workers), *(b.settled for b in births)], deadline)
+        seen_at = [
+            worker.sandbox.dead.result().seen_at_monotonic for worker in workers if worker.verdict.done()
+        ]
+        elapsed = max([*seen_at, started]) - started
+        await _all([worker.ended for worker in workers], deadline)
+        dead = {worker.worker_id for worker in workers if worker.verdict.done()}
+        dead |= {birth.worker_id for birth in births if birth.settled.done() and birth.registered}
+        pending = {worker.worker_id for worker in workers} - dead
+        pending |= {birth.worker_id for birth in births if not birth.settled.done()}
+        return Report(tuple(sorted(dead | (named - pending))), tuple(sorted(pending)), elapsed)
+
+    def _paths(self, scope: Scope, workers: tuple[Worker, ...], births: tuple[Birth, ...]) -> set[str]:
+        """Return the fewest control groups that hold everybody in the scope."""
+        match scope.WhichOneof("scope"):
+            case "everything":
+                return {w.contract_id for w in workers} | {birth.contract_id for birth in births}
+            case "contract_id":
+                others = [worker for worker in workers if worker.contract_id != scope.contract_id]
+                return {scope.contract_id, *(top.cgroup_path for top in tops(others))}
+            case _:
+                paths = {top.cgroup_path for top in tops(workers)}
+                return paths | {birth.cgroup_path for birth in births if birth.cgroup_path}
+
+    async def lapse(self) -> Report:
+        """Freeze and end everybody: the controller was silent for the whole lease."""
+        log.error("no word from the controller for the whole lease: every worker ends")
+        for contract_id in {member.contract_id for member in self._population}:
+            self._host.hold(contract_id)
+        return await self.kill_scope(
+            Scope(everything=True),
+            Ask(EndReason.END_REASON_LEASE_LOST, "the controller was silent for the whole lease"),
+            timeout_seconds=0.5,
+        )
+
+    # Freezing
+
+    async def freeze(self, worker_id: str) -> Report:
+        """Freeze a worker and its descendants; births below it are called off.
+
+        Raises:
+            HayflickError: WORKER_UNKNOWN; LIMIT_NOT_ENFORCEABLE.
+        """
+        started = time.monotonic()
+        worker = self._require(worker_id)
+        worker.own_freeze = True
+        family = {member.worker_id for member in self._population.family(worker_id)}
+        below = [birth for birth in self._population.births if birth.parent_id in family]
+        for birth in below:
+            birth.frozen = True
+        await asyncio.gather(*(self._host.kill(birth.cgroup_path) for birth in below if birth.cgroup_path))
+        confirmed = await self._host.freeze(worker.cgroup_path)
+        members = self._population.family(worker_id)
+        ids = tuple(member.worker_id for member in members)
+        elapsed = time.monotonic() - started
+        if not confirmed:
+            # The order stands: the kernel may still get there.
+            return Report((), ids, elapsed)
+        for member in members:
+            self._apply(member, Frozen())
+        return Report(ids, (), elapsed)
+
+    def thaw(self, worker_id: str) -> Report:
+        """Let a worker and its descendants go on, but those that another freeze still holds.
+
+        Raises:
+            HayflickError: WORKER_UNKNOWN.
+        """
+        started = time.monotonic()
+        worker = self._require(worker_id)
+        worker.own_freeze = False
+        self._host.thaw(worker.cgroup_path)
+        thawed = []
+        for member in self._population.family(worker_id):
+            line = (member, *self._population.ancestors(member.worker_id))
+            if not any(one.own_freeze for one in line):
+                # Its init could not beat; it gets the full time to do so again.
+                member.sandbox.last_beat_monotonic = time.monotonic()
+                self._apply(member, Thawed())
+                thawed.append(member.worker_id)
+        return Report(tuple(thawed), (), time.monotonic() - started)
+
+    def _require(self, worker_id: str) -> Worker:
+        worker = self._population.get(worker_id)
+        if worker is None:
+            raise worker_unknown(worker_id)
+        return worker
+
+    # Watching
+
+    def check_memory(self, worker: Worker) -> int:
+        """Return how many processes of *worker* the kernel killed for memory; end it if any."""
+        kills = 0 if worker.ended.done() else self._host.oom_kills(worker.sandbox)
+        if kills and not worker.life.ending:
+            self.ask_end(
+                worker, Ask(EndReason.END_REASON_OOM_KILLED, "the kernel killed a process of it for memory")
+            )
+        return kills
+
+    async def sweep(self) -> None:
+        """End workers whose init is silent, for ever."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            for worker in self._population:
+                if worker.life.state == State.STATE_RUNNING and self._silent(worker):
+                    # Perhaps it was we who did not listen.
+                    worker.sandbox.hear()
+                    if self._silent(worker):
+                        text = f"its init was silent for {self._heartbeat_timeout_seconds:g} s"
+                        self.ask_end(worker, Ask(EndReason.END_REASON_HEARTBEAT_TIMEOUT, text))
+
+    def _silent(self, worker: Worker) -> bool:
+        silence = time.monotonic() - worker.sandbox.last_beat_monotonic
+        return silence > self._heartbeat_timeout_seconds
+
+    def beats(self) -> list[WorkerBeat]:
+        """Return a beat for each worker that was heard since the last time, or is frozen and cannot beat."""
+        beats, now = [], time.monotonic()
+        for worker in self._population:
+            heard = worker.sandbox.last_beat_monotonic > worker.heard_monotonic
+            if worker.life.ending or not (heard or worker.life.state == State.STATE_QUARANTINED):
+                continue
+            worker.heard_monotonic = worker.sandbox.last_beat_monotonic
+            beats.append(worker.beat())
+            last = worker.beat_event_monotonic
+            if heard and (last is None or now - last >= HEARTBEAT_EVENT_SECONDS):
+                worker.beat_event_monotonic = now
+                self._records.heartbeat(worker.record)
+        return beats
+
+    async def meter(self) -> None:
+        """Read what workers use, those longest unread first, and notice memory kills."""
+        now = time.monotonic()
+        due = [
+            worker
+            for worker in self._population
+            if not worker.life.dead
+            and (worker.read_monotonic is None or now - worker.read_monotonic >= METER_SECONDS)
+        ]
+        due.sort(key=lambda worker: worker.read_monotonic or 0.0)
+        chosen = due[:METERED_AT_ONCE]
+        if not chosen:
+            return
+        read = await self._host.usages([worker.sandbox for worker in chosen])
+        for worker, (usage, oom_kills) in zip(chosen, read, strict=True):
+            worker.read_monotonic = now
+            if worker.life.dead:
+                continue
+            worker.usage = usage_message(usage, worker.usage)
+            if oom_kills:
+                self.check_memory(worker)
+            if worker.metered_monotonic is None or now - worker.metered_monotonic >= METRICS_SECONDS:
+                worker.metered_monotonic = now
+                self._records.usage(worker.record, worker.usage)
+
+    # Ends
+
+    def _apply(self, worker: Worker, event: Event) -> tuple[Action, ...]:
+        worker.life, actions = step(worker.life, event)
+        return actions
+
+    async def _attend(self, worker: Worker) -> None:
+        """See *worker* to its end."""
+        sandbox = worker.sandbox
+        death = await sandbox.dead
+        oom_kills = self._host.oom_kills(sandbox)
+        asked = worker.life.ask
+        self._apply(worker, Died())
+        if worker.cancel_expiry is not None:
+            worker.cancel_expiry()
+        facts = WorkerFacts(ask=asked, oom_kills=oom_kills, exit_code=death.exit_code, signal=death.signal)
+        exit_ = exit_message(judge_worker(facts), datetime.now(UTC))
+        worker.verdict.set_result(exit_)
+        # Whoever descends from it ends with it, whatever it died of.
+        self.ask_end(worker, asked or Ask(exit_.reason, exit_.detail))
+        # Bottom up: the record never shows a child without its parent, and a
+        # control group can only go when those below it are gone.
+        await asyncio.gather(*(child.ended for child in self._population.children(worker.worker_id)))
+        births = [birth.settled for birth in self._population.births if birth.parent_id == worker.worker_id]
+        await asyncio.gather(*births)
+        worker.usage = usage_message(await self._host.usage(sandbox), worker.usage)
+        worker.usage.ClearField("pids")
+        worker.usage.ClearField("memory_bytes")
+        self._records.usage(worker.record, worker.usage)
+        await asyncio.gather(
+            self._host.clear(sandbox),
+            self._controller.deregister(worker.worker_id, exit_, worker.usage),
+        )
+        self._apply(worker, Finished())
+        message = worker.message()
+        # A snapshot may be a megabyte, and the dead are many.
+        remembered = WorkerMessage()
+        remembered.CopyFrom(message)
+        remembered.manifest.ClearField("state_snapshot_json")
+        self._population.bury(worker, remembered)
+        if not any(member.contract_id == worker.contract_id for member in self._population):
+            self._host.forget_contract(worker.contract_id)
+        if worker.on_end is not None:
+            worker.on_end()
+        worker.ended.set_result(message)
+
+
+async def _all(futures: list[asyncio.Future[Any]], deadline_monotonic: float) -> None:
+    """Wait until all *futures* are done, or the deadline."""
+    waiting = [future for future in futures if not future.done()]
+    left = deadline_monotonic - time.monotonic()
+    if waiting and left > 0:
+        await asyncio.wait(waiting, timeout=left)

@@ -1,0 +1,260 @@
+"""One worker of this node: what was registered, the sandbox it is, and where it is in its life."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from google.protobuf.duration_pb2 import Duration
+
+from hayflick.v1.controller_pb2 import WorkerBeat
+from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick.v1.orchestrator_pb2 import Sandbox as SandboxMessage
+from hayflick.v1.resources_pb2 import EndReason, Exit, Manifest, State, Usage
+from hayflick.v1.resources_pb2 import Worker as WorkerMessage
+from hayflick_orchestrator.lifecycle import Ask, Life
+from hayflick_rpc import wire
+from hayflick_rpc.errors import HayflickError
+
+if TYPE_CHECKING:
+    from hayflick_orchestrator.exits import Verdict
+    from hayflick_orchestrator.sandboxes import Sandbox
+    from hayflick_sandbox import cgroups
+
+_serials = itertools.count(1)
+
+
+class Birth:
+    """A launch in progress. Its manifest is not believed until the controller registered it.
+
+    Attributes:
+        ask: The end asked for meanwhile; nothing of it may run afterwards.
+        settled: Resolves when the launch is over, either way.
+        registered: Whether the controller committed it.
+        cgroup_path: Where its processes will be; empty until that is known.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.worker_id = manifest.worker_id
+        self.contract_id = manifest.contract_id
+        self.parent_id = manifest.parent_id
+        self.ask: Ask | None = None
+        self.frozen = False
+        self.registered = False
+        self.cgroup_path = ""
+        self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def check(self) -> None:
+        """Return when the launch may go on.
+
+        Raises:
+            HayflickError: KILL_SWITCH_ENGAGED, QUARANTINED or WORKER_NOT_RUNNING
+                when an order came meanwhile.
+        """
+        if self.ask is not None:
+            raise refusal_after(self.worker_id, self.ask.reason, State.STATE_STOPPING)
+        if self.frozen:
+            raise quarantined(self.parent_id)
+
+
+@dataclass(slots=True)
+class Worker:
+    """A worker whose sandbox is ready, until nothing of it is left.
+
+    Attributes:
+        record: As the controller registered it, with its manifest.
+        verdict: Resolves when it is dead, with why.
+        ended: Resolves when nothing of it is left and the controller knows.
+        own_freeze: Whether a freeze was ordered for it, not only for an ancestor.
+    """
+
+    record: WorkerMessage
+    sandbox: Sandbox
+    cpu_limit_seconds: float | None
+    serial: int
+    life: Life
+    usage: Usage
+    verdict: asyncio.Future[Exit]
+    ended: asyncio.Future[WorkerMessage]
+    own_freeze: bool = False
+    heard_monotonic: float = 0.0
+    read_monotonic: float | None = None
+    metered_monotonic: float | None = None
+    beat_event_monotonic: float | None = None
+    main_task: asyncio.Task[None] | None = None
+    cancel_expiry: Callable[[], None] | None = None
+    on_end: Callable[[], None] | None = None
+
+    @classmethod
+    def of(cls, record: WorkerMessage, sandbox: Sandbox) -> Worker:
+        """Return the worker registered as *record* that runs in *sandbox*."""
+        loop = asyncio.get_running_loop()
+        resources = record.resources
+        limit = wire.seconds(resources.cpu_time_limit) if resources.HasField("cpu_time_limit") else None
+        return cls(
+            record=record,
+            sandbox=sandbox,
+            cpu_limit_seconds=limit,
+            serial=next(_serials),
+            life=Life(),
+            usage=Usage(),
+            verdict=loop.create_future(),
+            ended=loop.create_future(),
+        )
+
+    @property
+    def worker_id(self) -> str:
+        """Its identity."""
+        return self.record.worker_id
+
+    @property
+    def contract_id(self) -> str:
+        """Its contract."""
+        return self.record.contract_id
+
+    @property
+    def parent_id(self) -> str:
+        """Its parent, or empty for a root."""
+        return self.record.parent_id
+
+    @property
+    def cgroup_path(self) -> str:
+        """Where its processes are."""
+        return self.sandbox.cgroup_path
+
+    @property
+    def may_call(self) -> bool:
+        """Whether its policy lets it replicate and drive its descendants."""
+        return self.record.resources.network.allow_controller
+
+    def message(self) -> WorkerMessage:
+        """Return the worker as the wire carries it, as it is now."""
+        message = WorkerMessage()
+        message.CopyFrom(self.record)
+        message.state = self.life.state
+        message.usage.CopyFrom(self.usage)
+        message.last_heartbeat_time.CopyFrom(wire.timestamp(self.sandbox.last_beat_time))
+        if self.verdict.done():
+            message.exit.CopyFrom(self.verdict.result())
+        return message
+
+    def sandbox_message(self) -> SandboxMessage:
+        """Return the worker as seen from outside."""
+        return SandboxMessage(
+            worker=self.message(),
+            host_pid=self.sandbox.pid or 0,
+            host_uid=self.sandbox.uid,
+            cgroup_path=self.cgroup_path,
+            ready_time=wire.timestamp(self.sandbox.ready_time) if self.sandbox.ready_time else None,
+            build_time=wire.duration(self.sandbox.build_seconds),
+        )
+
+    def beat(self) -> WorkerBeat:
+        """Return its sign of life."""
+        return WorkerBeat(
+            worker_id=self.worker_id,
+            state=self.life.state,
+            usage=self.usage,
+            beat_time=wire.timestamp(self.sandbox.last_beat_time),
+        )
+
+    def expired(self) -> bool:
+        """Return whether its contract allows it no more life."""
+        record = self.record
+        return record.HasField("expire_time") and wire.instant(record.expire_time) <= datetime.now(UTC)
+
+    def require_running(self) -> None:
+        """Return when a task may be started.
+
+        Raises:
+            HayflickError: WORKER_EXPIRED, KILL_SWITCH_ENGAGED, QUARANTINED or
+                WORKER_NOT_RUNNING.
+        """
+        if self.life.accepts_tasks and not self.expired():
+            return
+        if self.verdict.done():
+            raise refusal_after(self.worker_id, self.verdict.result().reason, self.life.state)
+        if self.life.ask is not None:
+            raise refusal_after(self.worker_id, self.life.ask.reason, self.life.state)
+        if self.expired():
+            raise refusal_after(self.worker_id, EndReason.END_REASON_EXPIRED, self.life.state)
+        if self.life.state == State.STATE_QUARANTINED:
+            raise quarantined(self.worker_id)
+        raise refusal_after(self.worker_id, EndReason.END_REASON_UNSPECIFIED, self.life.state)
+
+
+def refusal_after(
+    worker_id: str, reason: EndReason.ValueType, state: State.ValueType = State.STATE_ENDED
+) -> HayflickError:
+    """Return why nothing can be asked of a worker that ended, or will, for *reason*."""
+    if reason == EndReason.END_REASON_EXPIRED:
+        return HayflickError(
+            ErrorReason.ERROR_REASON_WORKER_EXPIRED,
+            f"worker {worker_id}: its life is over by contract",
+            metadata={"worker_id": worker_id},
+        )
+    if reason == EndReason.END_REASON_KILL_SWITCH:
+        return HayflickError(
+            ErrorReason.ERROR_REASON_KILL_SWITCH_ENGAGED,
+            f"worker {worker_id}: a kill switch over it was engaged",
+            metadata={"worker_id": worker_id},
+        )
+    words = EndReason.Name(reason).removeprefix("END_REASON_").lower()
+    return HayflickError(
+        ErrorReason.ERROR_REASON_WORKER_NOT_RUNNING,
+        f"worker {worker_id} does not run",
+        metadata={
+            "worker_id": worker_id,
+            "state": State.Name(state).removeprefix("STATE_").lower(),
+            "end_reason": words if reason else "",
+        },
+    )
+
+
+def quarantined(worker_id: str) -> HayflickError:
+    """Return the refusal for a worker that is frozen."""
+    return HayflickError(
+        ErrorReason.ERROR_REASON_QUARANTINED,
+        f"worker {worker_id} is quarantined",
+        metadata={"worker_id": worker_id},
+    )
+
+
+def worker_unknown(worker_id: str) -> HayflickError:
+    """Return the refusal for a worker that this node does not know."""
+    return HayflickError(
+        ErrorReason.ERROR_REASON_WORKER_UNKNOWN,
+        f"this node has no worker {worker_id}",
+        metadata={"worker_id": worker_id},
+    )
+
+
+def usage_message(read: cgroups.Usage, before: Usage) -> Usage:
+    """Return what was *read* for the wire; a figure that is missing, or fell, keeps its value *before*.
+
+    Memory and processes may fall; peaks and CPU time may not, and read as zero
+    once a control group is gone.
+    """
+    cpu_seconds = max(read.cpu_seconds or 0.0, wire.seconds(before.cpu_time))
+    return Usage(
+        memory_bytes=before.memory_bytes if read.memory_bytes is None else read.memory_bytes,
+        memory_peak_bytes=max(read.memory_peak_bytes or 0, before.memory_peak_bytes),
+        cpu_time=wire.duration(cpu_seconds) if cpu_seconds else Duration(),
+        pids=before.pids if read.pids is None else read.pids,
+    )
+
+
+def exit_message(verdict: Verdict, end_time: datetime) -> Exit:
+    """Return *verdict* for the wire."""
+    return Exit(
+        reason=verdict.reason,
+        detail=verdict.detail,
+        exit_code=verdict.exit_code,
+        signal=verdict.signal,
+        end_time=wire.timestamp(end_time),
+    )
