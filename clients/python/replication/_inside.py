@@ -8,7 +8,6 @@ protobuf. A test holds it to that.
 from __future__ import annotations
 
 import secrets
-import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +16,7 @@ import cloudpickle
 from replication import _checks, _error_table, _wire
 from replication._manifest import MAX_SNAPSHOT_BYTES
 from replication._task import Event, Task, event_from_json
+from replication.errors import ServiceUnavailable
 from replication.worker import Worker
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ def run(payload: bytes, channel: Channel, info: Mapping[str, Any]) -> Any:  # no
     Returns:
         What the task returned.
     """
-    _write_line_by_line()
     record = info.get("worker") or channel.call("GetSelf", {})["worker"]
     worker = InsideWorker(channel, _wire.worker_from_json(record), is_self=True)
     # The sandbox is where this may be done: what it unpickles can harm nothing else.
@@ -66,24 +65,20 @@ def run(payload: bytes, channel: Channel, info: Mapping[str, Any]) -> Any:  # no
     return task(worker)
 
 
-def evaluate(payload: bytes, channel: Channel, info: Mapping[str, Any]) -> bool:
-    """Unpickle a stop condition's predicate and ask it.
+def evaluate(payload: bytes, channel: Channel, info: Mapping[str, Any]) -> object:
+    """Unpickle a stop condition's predicate, ask it, and return whatever it gave.
+
+    Anything but a bool denies; to say so is the orchestrator's business.
 
     Args:
         payload: The predicate, pickled.
         channel: Not used: a predicate decides on what it is told.
         info: ``context``: the facts, as ``EvaluateOrder.context_json`` has them.
-
-    Raises:
-        TypeError: It gave no bool.
     """
     del channel
     context = _wire.context_from_json(info["context"])
     predicate: Callable[[object], object] = cloudpickle.loads(payload)
-    verdict = predicate(context)
-    if not isinstance(verdict, bool):
-        raise TypeError(f"the predicate gave {type(verdict).__name__} where a bool is due")
-    return verdict
+    return predicate(context)
 
 
 class InsideWorker(Worker):
@@ -108,20 +103,28 @@ class InsideWorker(Worker):
         return self._record
 
     def _run(self, task: Task, on_event: Callable[[Event], None]) -> None:
+        failures: list[Exception] = []
+
         def relay(message: dict[str, Any]) -> None:
             event = event_from_json(message.get("event", {}))
-            if event is not None:
-                on_event(event)
+            try:
+                if event is not None and not failures:
+                    on_event(event)
+            except Exception as error:  # noqa: BLE001 -- raised below
+                # The line is shared by all of this task's calls: each must be heard out.
+                failures.append(error)
 
         self._call("RunDescendantTask", task.to_json(self.worker_id), relay)
+        if failures:
+            raise failures[0]
 
     def _replicate(self, reason: str, snapshot: Mapping[str, Any], resources: ResourceSpec) -> Worker:
         response = self._call(
             "Replicate",
             {
-                "request_id": secrets.token_hex(16),
+                "requestId": secrets.token_hex(16),
                 "reason": reason,
-                "state_snapshot_json": _checks.json_object("state_snapshot", snapshot, MAX_SNAPSHOT_BYTES),
+                "stateSnapshotJson": _checks.json_object("state_snapshot", snapshot, MAX_SNAPSHOT_BYTES),
                 "resources": _wire.resources_to_json(resources),
             },
         )
@@ -129,7 +132,7 @@ class InsideWorker(Worker):
 
     def _stop(self, reason: str) -> None:
         target = "" if self._is_self else self.worker_id
-        request = {"request_id": secrets.token_hex(16), "worker_id": target, "detail": reason}
+        request = {"requestId": secrets.token_hex(16), "workerId": target, "detail": reason}
         self._call("Shutdown", request)
 
     def _call(
@@ -147,11 +150,5 @@ class InsideWorker(Worker):
                 error.metadata,
                 retry_after_seconds=error.retry_after_seconds,
             ) from None
-
-
-def _write_line_by_line() -> None:
-    """Have each printed line leave at once: the caller watches."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(line_buffering=True)
+        except ConnectionError as error:
+            raise ServiceUnavailable(f"the orchestrator is gone: {error}") from None

@@ -82,7 +82,7 @@ class Manifest:
             ValueError: It is not JSON, or over 1 MiB.
         """
         if self._wire is not None:
-            original: str = self._wire.get("state_snapshot_json", "{}")
+            original: str = self._wire.get("stateSnapshotJson", "{}")
             if _same_json(json.loads(original), self.state_snapshot):
                 return original
         return _checks.json_object("state_snapshot", self.state_snapshot, MAX_SNAPSHOT_BYTES)

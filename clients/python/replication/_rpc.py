@@ -155,8 +155,8 @@ def from_json(value: Json, message: MessageT) -> MessageT:
 
 
 def to_json(message: Message) -> dict[str, Any]:
-    """Return *message* as proto3 JSON with the protos' own field names."""
-    return MessageToDict(message, preserving_proto_field_name=True)
+    """Return *message* as proto3 JSON."""
+    return MessageToDict(message)
 
 
 def from_rpc_error(error: grpc.RpcError) -> HayflickError:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from replication import _checks, _error_table, errors
 from replication._callables import MAX_TASK_BYTES, PYTHON_VERSION, pickle_callable
-from replication._contract import MAX_SECONDS
 from replication._printer import Printer, visible
 from replication._wire import Json, duration, end_reason
 
 if TYPE_CHECKING:
     from replication._records import EndReason
 
-MAX_ARGUMENTS = 4_096
-MAX_TEXT_CHARS = 131_072  # MAX_ARG_STRLEN of the kernel: one argument, one variable
+MAX_TIMEOUT_SECONDS = 7 * 86_400.0
+MAX_ARGUMENTS = 1_024
+MAX_COMMAND_BYTES = 24 * 1024
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.timeout_seconds is not None:
-            _checks.number("timeout_seconds", self.timeout_seconds, 0.000001, MAX_SECONDS)
+            _checks.number("timeout_seconds", self.timeout_seconds, 0.000001, MAX_TIMEOUT_SECONDS)
         _checks.flag("keep_worker_on_error", self.keep_worker_on_error)
 
     def to_json(self, worker_id: str) -> dict[str, Any]:
@@ -83,10 +86,10 @@ class Task:
             task["command"] = {"argv": list(self.argv), "environment": dict(self.environment)}
         else:
             pickled = base64.b64encode(self.pickled).decode()
-            task["python"] = {"pickled": pickled, "python_version": PYTHON_VERSION}
+            task["python"] = {"pickled": pickled, "pythonVersion": PYTHON_VERSION}
         if self.timeout_seconds is not None:
             task["timeout"] = duration(self.timeout_seconds)
-        return {"worker_id": worker_id, "task": task, "keep_worker_on_error": self.keep_worker_on_error}
+        return {"workerId": worker_id, "task": task, "keepWorkerOnError": self.keep_worker_on_error}
 
 
 def call_task(function: object, *, timeout_seconds: float | None, keep_worker_on_error: bool) -> Task:
@@ -123,9 +126,11 @@ def command_task(
         raise ValueError("argv[0]: must name a program")
     for name, value in (environment or {}).items():
         _require_c_string(f"environment[{name!r}]", value)
-        _require_c_string("environment", name)
-        if not name or "=" in name:
+        if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
             raise ValueError(f"environment: {name!r} cannot be the name of a variable")
+    texts = [*argv, *(environment or {}), *(environment or {}).values()]
+    if sum(len(text.encode()) for text in texts) > MAX_COMMAND_BYTES:
+        raise ValueError(f"argv: with its environment, must be at most {MAX_COMMAND_BYTES:,} bytes")
     return Task(
         argv=tuple(argv),
         environment=dict(environment or {}),
@@ -146,11 +151,11 @@ def event_from_json(event: Json) -> Event | None:
         result = event["result"]
         return Result(
             outcome=result.get("outcome", "").removeprefix("TASK_OUTCOME_"),
-            value_json=result.get("value_json", ""),
+            value_json=result.get("valueJson", ""),
             exception=result.get("exception"),
-            exit_code=result.get("exit_code", 0),
+            exit_code=result.get("exitCode", 0),
             signal=result.get("signal", 0),
-            end_reason=end_reason(result.get("end_reason", "")),
+            end_reason=end_reason(result.get("endReason", "")),
         )
     return None
 
@@ -235,5 +240,5 @@ def _loads(value_json: str) -> Any:  # noqa: ANN401 -- any JSON value
 
 
 def _require_c_string(name: str, value: object) -> None:
-    if "\0" in _checks.text(name, value, MAX_TEXT_CHARS):
+    if "\0" in _checks.text(name, value, MAX_COMMAND_BYTES):
         raise ValueError(f"{name}: must not contain NUL")

@@ -1,8 +1,7 @@
 """The dataclasses of this package and proto3 JSON: the one conversion, both ways.
 
 Outside a sandbox the JSON becomes protobuf messages; inside, where neither
-gRPC nor protobuf is wanted, it travels as it is. Keys are the protos' own
-field names. See https://protobuf.dev/programming-guides/json/.
+gRPC nor protobuf is wanted, it travels as it is. See https://protobuf.dev/programming-guides/json/.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ def resources_to_json(resources: ResourceSpec) -> dict[str, Any]:
     """Return *resources* as a ``hayflick.v1.Resources``."""
     policy = resources.network_policy
     return _without_empty(
-        cpu_millis=round(resources.cpu_limit * 1_000),
-        memory_limit_bytes=_bytes(resources.memory_limit_mb),
-        pids_limit=resources.pids_limit,
-        open_files_limit=resources.open_files_limit,
-        file_size_limit_bytes=_bytes(resources.file_size_limit_mb),
-        workspace_limit_bytes=_bytes(resources.workspace_limit_mb),
-        tmp_limit_bytes=_bytes(resources.tmp_limit_mb),
-        cpu_time_limit=duration(resources.cpu_time_limit_seconds),
+        cpuMillis=round(resources.cpu_limit * 1_000),
+        memoryLimitBytes=_bytes(resources.memory_limit_mb),
+        pidsLimit=resources.pids_limit,
+        openFilesLimit=resources.open_files_limit,
+        fileSizeLimitBytes=_bytes(resources.file_size_limit_mb),
+        workspaceLimitBytes=_bytes(resources.workspace_limit_mb),
+        tmpLimitBytes=_bytes(resources.tmp_limit_mb),
+        cpuTimeLimit=duration(resources.cpu_time_limit_seconds),
         network=_without_empty(
-            allow_controller=policy.allow_controller,
-            allow_external=policy.allow_external,
-            allow_loopback=policy.allow_loopback,
+            allowController=policy.allow_controller,
+            allowExternal=policy.allow_external,
+            allowLoopback=policy.allow_loopback,
         ),
     )
 
@@ -46,19 +45,19 @@ def resources_from_json(value: Json) -> ResourceSpec:
     """Return a ``hayflick.v1.Resources`` as a :class:`ResourceSpec`."""
     network = value.get("network", {})
     return ResourceSpec(
-        cpu_limit=value.get("cpu_millis", 0) / 1_000,
-        memory_limit_mb=_megabytes(value.get("memory_limit_bytes")) or 0,
+        cpu_limit=value.get("cpuMillis", 0) / 1_000,
+        memory_limit_mb=_megabytes(value.get("memoryLimitBytes")) or 0,
         network_policy=NetworkPolicy(
-            allow_controller=network.get("allow_controller", False),
-            allow_external=network.get("allow_external", False),
-            allow_loopback=network.get("allow_loopback", False),
+            allow_controller=network.get("allowController", False),
+            allow_external=network.get("allowExternal", False),
+            allow_loopback=network.get("allowLoopback", False),
         ),
-        pids_limit=value.get("pids_limit") or None,
-        open_files_limit=value.get("open_files_limit") or None,
-        file_size_limit_mb=_megabytes(value.get("file_size_limit_bytes")),
-        workspace_limit_mb=_megabytes(value.get("workspace_limit_bytes")),
-        tmp_limit_mb=_megabytes(value.get("tmp_limit_bytes")),
-        cpu_time_limit_seconds=seconds(value["cpu_time_limit"]) if "cpu_time_limit" in value else None,
+        pids_limit=value.get("pidsLimit") or None,
+        open_files_limit=value.get("openFilesLimit") or None,
+        file_size_limit_mb=_megabytes(value.get("fileSizeLimitBytes")),
+        workspace_limit_mb=_megabytes(value.get("workspaceLimitBytes")),
+        tmp_limit_mb=_megabytes(value.get("tmpLimitBytes")),
+        cpu_time_limit_seconds=seconds(value["cpuTimeLimit"]) if "cpuTimeLimit" in value else None,
     )
 
 
@@ -71,20 +70,20 @@ def manifest_to_json(manifest: Manifest) -> Json:
     snapshot = manifest.state_snapshot_json
     wire = manifest._wire  # noqa: SLF001 -- kept for this conversion alone
     unchanged = wire is not None and manifest_from_json(wire) == manifest
-    if wire is not None and unchanged and wire.get("state_snapshot_json", "{}") == snapshot:
+    if wire is not None and unchanged and wire.get("stateSnapshotJson", "{}") == snapshot:
         return wire
     return _without_empty(
-        manifest_id=manifest.manifest_id,
-        contract_id=manifest.contract_id,
-        worker_id=manifest.worker_id,
-        parent_id=manifest.parent_id,
+        manifestId=manifest.manifest_id,
+        contractId=manifest.contract_id,
+        workerId=manifest.worker_id,
+        parentId=manifest.parent_id,
         depth=manifest.depth,
         epoch=str(manifest.epoch) if manifest.epoch else None,
-        state_snapshot_json=snapshot,
+        stateSnapshotJson=snapshot,
         resources=resources_to_json(manifest.resources),
-        issue_time=timestamp(manifest.issued_at),
-        expire_time=timestamp(manifest.expires_at),
-        key_id=manifest.key_id,
+        issueTime=timestamp(manifest.issued_at),
+        expireTime=timestamp(manifest.expires_at),
+        keyId=manifest.key_id,
         signature=base64.b64encode(_signature_bytes(manifest.signature)).decode(),
     )
 
@@ -92,17 +91,17 @@ def manifest_to_json(manifest: Manifest) -> Json:
 def manifest_from_json(value: Json) -> Manifest:
     """Return a ``hayflick.v1.Manifest`` as a :class:`Manifest`."""
     manifest = Manifest(
-        worker_id=value.get("worker_id", ""),
-        parent_id=value.get("parent_id") or None,
+        worker_id=value.get("workerId", ""),
+        parent_id=value.get("parentId") or None,
         depth=value.get("depth", 0),
-        state_snapshot=json.loads(value.get("state_snapshot_json") or "{}"),
-        issued_at=instant(value["issue_time"]),
+        state_snapshot=json.loads(value.get("stateSnapshotJson") or "{}"),
+        issued_at=instant(value["issueTime"]),
         resources=resources_from_json(value.get("resources", {})),
         signature=base64.b64decode(value.get("signature", "")).hex(),
-        contract_id=value.get("contract_id", ""),
-        manifest_id=value.get("manifest_id", ""),
-        expires_at=instant(value["expire_time"]) if "expire_time" in value else None,
-        key_id=value.get("key_id", ""),
+        contract_id=value.get("contractId", ""),
+        manifest_id=value.get("manifestId", ""),
+        expires_at=instant(value["expireTime"]) if "expireTime" in value else None,
+        key_id=value.get("keyId", ""),
         epoch=int(value.get("epoch", 0)),
     )
     object.__setattr__(manifest, "_wire", value)  # frozen for users, not for its maker
@@ -114,38 +113,38 @@ def worker_from_json(value: Json) -> RegistryEntry:
     return RegistryEntry(
         manifest=manifest_from_json(value["manifest"]),
         stage=_member(Stage, value.get("state", ""), "STATE_") or Stage.STOPPING,
-        created_at=_optional_instant(value, "create_time"),
-        expires_at=_optional_instant(value, "expire_time"),
+        created_at=_optional_instant(value, "createTime"),
+        expires_at=_optional_instant(value, "expireTime"),
         exit=_exit_from_json(value["exit"]) if "exit" in value else None,
-        last_heartbeat=_optional_instant(value, "last_heartbeat_time"),
-        root_id=value.get("root_id", ""),
-        node_id=value.get("node_id", ""),
+        last_heartbeat=_optional_instant(value, "lastHeartbeatTime"),
+        root_id=value.get("rootId", ""),
+        node_id=value.get("nodeId", ""),
         usage=_usage_from_json(value["usage"]) if "usage" in value else None,
-        degraded_layers=tuple(value.get("degraded_layers", ())),
+        degraded_layers=tuple(value.get("degradedLayers", ())),
     )
 
 
 def contract_to_json(contract: ReplicationContract) -> dict[str, Any]:
     """Return *contract* as a ``hayflick.v1.Contract``, less its stop conditions."""
     return _without_empty(
-        display_name=contract.display_name,
-        max_depth=contract.max_depth,
-        max_replicas=contract.max_replicas,
+        displayName=contract.display_name,
+        maxDepth=contract.max_depth,
+        maxReplicas=contract.max_replicas,
         cooldown=duration(contract.cooldown_seconds),
         expiration=duration(contract.expiration_seconds),
-        manifest_ttl=duration(contract.manifest_ttl_seconds),
+        manifestTtl=duration(contract.manifest_ttl_seconds),
     )
 
 
 def contract_from_json(value: Json) -> ReplicationContract:
     """Return a ``hayflick.v1.Contract``, less its stop conditions."""
     return ReplicationContract(
-        max_depth=value.get("max_depth", 0),
-        max_replicas=value.get("max_replicas", 0),
+        max_depth=value.get("maxDepth", 0),
+        max_replicas=value.get("maxReplicas", 0),
         cooldown_seconds=seconds(value.get("cooldown", "0s")),
         expiration_seconds=seconds(value["expiration"]) if "expiration" in value else None,
-        manifest_ttl_seconds=seconds(value["manifest_ttl"]) if "manifest_ttl" in value else None,
-        display_name=value.get("display_name", ""),
+        manifest_ttl_seconds=seconds(value["manifestTtl"]) if "manifestTtl" in value else None,
+        display_name=value.get("displayName", ""),
     )
 
 
@@ -180,8 +179,20 @@ def context_from_json(value: Json) -> ReplicationContext:
             expiration_seconds=contract.get("expiration_seconds") or None,
             display_name=contract.get("display_name", ""),
         ),
-        parent=ParentFacts(**parent) if parent.get("worker_id") else None,
-        lineage=LineageFacts(**lineage) if lineage else None,
+        # By name: what a newer controller adds must not make a rule deny.
+        parent=ParentFacts(
+            worker_id=parent["worker_id"],
+            depth=parent["depth"],
+            age_seconds=parent["age_seconds"],
+            live_child_count=parent["live_child_count"],
+        )
+        if parent.get("worker_id")
+        else None,
+        lineage=LineageFacts(
+            root_id=lineage["root_id"], depth=lineage["depth"], live_count=lineage["live_count"]
+        )
+        if lineage
+        else None,
     )
 
 
@@ -219,17 +230,17 @@ def _exit_from_json(value: Json) -> WorkerExit:
     return WorkerExit(
         reason=end_reason(value.get("reason", "")),
         detail=value.get("detail", ""),
-        exit_code=value.get("exit_code", 0),
+        exit_code=value.get("exitCode", 0),
         signal=value.get("signal", 0),
-        ended_at=_optional_instant(value, "end_time"),
+        ended_at=_optional_instant(value, "endTime"),
     )
 
 
 def _usage_from_json(value: Json) -> Usage:
     return Usage(
-        memory_bytes=int(value.get("memory_bytes", 0)),
-        memory_peak_bytes=int(value.get("memory_peak_bytes", 0)),
-        cpu_seconds=seconds(value.get("cpu_time", "0s")),
+        memory_bytes=int(value.get("memoryBytes", 0)),
+        memory_peak_bytes=int(value.get("memoryPeakBytes", 0)),
+        cpu_seconds=seconds(value.get("cpuTime", "0s")),
         pids=value.get("pids", 0),
     )
 
