@@ -231,7 +231,9 @@ class ControllerLink:
             case "thaw":
                 _fill(result, self._supervisor.thaw(order.thaw.worker_id))
             case "evaluate":
-                result.value = await self._predicates.evaluate(order.evaluate)
+                value = await self._predicates.evaluate(order.evaluate)
+                if value is not None:  # the controller knows what its absence means
+                    result.value = value
             case _:
                 result.error = "UNIMPLEMENTED: this node does not know the order"
 

@@ -43,7 +43,7 @@ POLICY = Policy(
 
 
 class PredicateError(Exception):
-    """The predicate gave no boolean. The text begins with the cause: error, timeout or not_boolean."""
+    """The predicate gave no value. The text begins with the cause: error or timeout."""
 
 
 class Predicates:
@@ -54,11 +54,11 @@ class Predicates:
         self._ready_timeout_seconds = ready_timeout_seconds
         self._gate = asyncio.Semaphore(EVALUATIONS_AT_ONCE)
 
-    async def evaluate(self, order: EvaluateOrder) -> bool:
-        """Return the predicate's value.
+    async def evaluate(self, order: EvaluateOrder) -> bool | None:
+        """Return the predicate's value, or ``None`` when it is not a boolean.
 
         Raises:
-            PredicateError: it raised, ran out of time, or gave something else.
+            PredicateError: it raised, or ran out of time.
         """
         predicate = order.predicate
         timeout_seconds = (
@@ -96,8 +96,8 @@ class Predicates:
             self._host.forget_contract(CGROUP)
 
 
-def value_of(end: TaskEnd) -> bool:
-    """Return the boolean that a predicate gave.
+def value_of(end: TaskEnd) -> bool | None:
+    """Return the boolean that a predicate gave, or ``None`` when it gave something else.
 
     Raises:
         PredicateError: it gave none.
@@ -114,6 +114,4 @@ def value_of(end: TaskEnd) -> bool:
         value = json.loads(end.value_json)
     except (ValueError, RecursionError):
         raise PredicateError("error: its value is not JSON") from None
-    if not isinstance(value, bool):
-        raise PredicateError(f"not_boolean: it gave a {type(value).__name__}")
-    return value
+    return value if isinstance(value, bool) else None

@@ -7,7 +7,6 @@ import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from hayflick.v1.errors_pb2 import ErrorReason
@@ -54,7 +53,7 @@ class TaskSpec:
     kind: Literal["call", "exec"]
     entry: str = ""
     payload: bytes = b""
-    info: Mapping[str, object] = MappingProxyType({})
+    info: Mapping[str, object] = field(default_factory=dict)
     argv: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     timeout_seconds: float | None = None

@@ -52,7 +52,8 @@ METERED_AT_ONCE = 100
 METER_SECONDS = 1.0
 METRICS_SECONDS = 10.0
 HEARTBEAT_EVENT_SECONDS = 10.0
-KILL_TIMEOUT_SECONDS = 10.0
+# Below the time after which a controller gives the order again.
+KILL_TIMEOUT_SECONDS = 8.0
 
 # Reasons that are about a whole family; otherwise a descendant is killed
 # because its ancestor ended.
