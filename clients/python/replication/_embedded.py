@@ -61,9 +61,15 @@ class Runtime:
         allow_degraded: Layers of the sandbox to do without where this machine
             lacks them, by name.
 
+    Attributes:
+        directory: Sockets, data and logs of the services; gone when they are.
+        pids: The process of each service, by its name.
+
     Raises:
         ServiceUnavailable: A service did not start; the message has what it said.
     """
+
+    pids: Mapping[str, int]
 
     def __init__(self, allow_degraded: tuple[str, ...] = ()) -> None:
         self.directory = _private_directory()
@@ -149,6 +155,7 @@ class Runtime:
                 f"the embedded services did not start: {answer['failed']}\n{answer['log']}",
                 details={"service": answer["service"]},
             )
+        self.pids = answer["ready"]
 
     def forget(self) -> None:
         """In a forked child: let go of the parent's services."""

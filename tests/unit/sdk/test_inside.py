@@ -145,17 +145,38 @@ def test_a_predicate_sees_what_the_controller_tells() -> None:
     seen = {
         "active_count": 4,
         "manifest": {
-            "manifest_id": "m", "contract_id": "c", "worker_id": "bb11", "parent_id": "aa00", "depth": 1, "epoch": 2,
-            "cpu_millis": 500, "memory_limit_bytes": 268435456, "allow_controller": True, "allow_external": False,
-            "state_snapshot_bytes": 9, "state_snapshot_json": '{"a": 1}', "from_the_future": 1,
+            "manifest_id": "m",
+            "contract_id": "c",
+            "worker_id": "bb11",
+            "parent_id": "aa00",
+            "depth": 1,
+            "epoch": 2,
+            "cpu_millis": 500,
+            "memory_limit_bytes": 268435456,
+            "allow_controller": True,
+            "allow_external": False,
+            "state_snapshot_bytes": 9,
+            "state_snapshot_json": '{"a": 1}',
+            "from_the_future": 1,
         },
         "contract": {
-            "contract_id": "c", "display_name": "", "max_depth": 3, "max_replicas": 10, "cooldown_seconds": 1.0,
-            "expiration_seconds": 0, "reserved_count": 1,
+            "contract_id": "c",
+            "display_name": "",
+            "max_depth": 3,
+            "max_replicas": 10,
+            "cooldown_seconds": 1.0,
+            "expiration_seconds": 0,
+            "reserved_count": 1,
         },
-        "parent": {"worker_id": "aa00", "depth": 0, "age_seconds": 1.5, "live_child_count": 1, "from_the_future": 1},
+        "parent": {
+            "worker_id": "aa00",
+            "depth": 0,
+            "age_seconds": 1.5,
+            "live_child_count": 1,
+            "from_the_future": 1,
+        },
         "lineage": {"root_id": "aa00", "depth": 1, "live_count": 2, "from_the_future": 1},
-    }  # fmt: skip
+    }
 
     def predicate(context: ReplicationContext) -> bool:
         assert context.manifest.state_snapshot == {"a": 1}
