@@ -84,7 +84,7 @@ class Policy:
     limits: Limits = field(default_factory=Limits)
     loopback: bool = False
     hostname: str = "worker"
-    environment: Mapping[str, str] = MappingProxyType({})
+    environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         """Check every value.

@@ -147,9 +147,7 @@ def umount2(target: str, flags: int) -> None:
 
 
 class _MountAttr(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")
-    )
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
 
 
 def mount_setattr(path: str, attr_set: int, *, recursive: bool) -> None:
@@ -188,6 +186,25 @@ def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
 def keyctl_join_session_keyring() -> None:
     """Leave the inherited session keyring for a new, anonymous one."""
     _syscall("keyctl", ctypes.c_int(KEYCTL_JOIN_SESSION_KEYRING), ctypes.c_void_p(None))
+
+
+PR_CAPBSET_DROP = 24
+PR_SET_SECUREBITS = 28
+# linux/securebits.h, each with its lock: NOROOT, NO_SETUID_FIXUP, no KEEP_CAPS,
+# NO_CAP_AMBIENT_RAISE.
+SECBITS_LOCKED_DOWN = 0b01 | 0b10 | 0x4 | 0x8 | 0x20 | 0x40 | 0x80
+
+
+def prctl_capbset_drop(capability: int) -> None:
+    """Drop one capability from the bounding set; python-prctl knows only the older ones."""
+    if _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
+        _fail("PR_CAPBSET_DROP")
+
+
+def prctl_set_securebits(bits: int) -> None:
+    """Set the secure bits; python-prctl refuses those of ambient capabilities."""
+    if _libc.prctl(PR_SET_SECUREBITS, ctypes.c_ulong(bits), 0, 0, 0) < 0:
+        _fail("PR_SET_SECUREBITS")
 
 
 class _CapHeader(ctypes.Structure):

@@ -1,0 +1,327 @@
+"""The lineage as a cgroup tree: one small module for v2, hybrid and v1 controllers.
+
+A node owns ``hayflick/<node>`` in every hierarchy it uses, and below it each
+worker has the same relative path in all of them, with a leaf ``self`` for its
+own processes beside ``children``. A family is thus one directory: killing or
+freezing it is one write to the version 2 hierarchy, however many processes it
+holds. Limits are written where the controller lives, v1 or v2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hayflick_sandbox.policy import Limits
+
+CPU_PERIOD_MICROSECONDS = 100_000
+CONTROLLERS = ("memory", "cpu", "pids")
+OWN = "hayflick"
+LEAF = "self"
+CHILDREN = "children"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a worker's own processes use; a figure that no controller gives is ``None``."""
+
+    memory_bytes: int | None
+    memory_peak_bytes: int | None
+    cpu_seconds: float | None
+    pids: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """One mounted cgroup hierarchy and the controllers that it has for us."""
+
+    root: Path
+    version: int
+    controllers: frozenset[str]
+
+
+def hierarchies(
+    mountinfo: str | None = None, read: Callable[[Path], str] = Path.read_text
+) -> list[Hierarchy]:
+    """Return the mounted hierarchies that matter to us, version 2 first.
+
+    Args:
+        mountinfo: The text of ``/proc/self/mountinfo``; see proc_pid_mountinfo(5).
+        read: How to read a file; for tests.
+    """
+    if mountinfo is None:
+        mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+    found: list[Hierarchy] = []
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        point = Path(before.split()[4].replace("\\040", " "))
+        kind, _, options = after.split(maxsplit=2)
+        if kind == "cgroup2":
+            names = frozenset(read(point / "cgroup.controllers").split())
+            found.insert(0, Hierarchy(point, 2, names & frozenset(CONTROLLERS)))
+        elif kind == "cgroup":
+            ours = frozenset(options.split(",")) & frozenset(CONTROLLERS)
+            if ours:
+                found.append(Hierarchy(point, 1, ours))
+    return found
+
+
+class Tree:
+    """This node's part of the cgroup tree."""
+
+    def __init__(self, node: str, used: list[Hierarchy]) -> None:
+        self.node = node
+        self.hierarchies = used
+        self._unified = next((one for one in used if one.version == 2), None)
+        self._of = {name: one for one in used for name in one.controllers}
+        self.roots = {one.root: one.root / OWN / node for one in used}
+
+    @classmethod
+    def create(cls, node: str) -> Tree:
+        """Make this node's directory in every hierarchy that lets us.
+
+        A hierarchy that does not is left out; :meth:`enforces` tells what is
+        missing, and whoever needs it refuses.
+        """
+        used = []
+        for one in hierarchies():
+            top = one.root / OWN
+            try:
+                (top / node).mkdir(parents=True, exist_ok=True)
+                if one.version == 2:
+                    missing = one.controllers - set((top / "cgroup.controllers").read_text().split())
+                    _enable(top, one.controllers - missing)
+                    _enable(top / node, one.controllers - missing)
+                    used.append(Hierarchy(one.root, 2, one.controllers - missing))
+                else:
+                    used.append(one)
+            except OSError:
+                continue
+        return cls(node, used)
+
+    def enforces(self, what: str) -> bool:
+        """Return whether *what* is enforced: ``memory``, ``cpu``, ``pids`` or ``kill``."""
+        return self._unified is not None if what == "kill" else what in self._of
+
+    def add(self, path: str, limits: Limits | None = None) -> None:
+        """Make the cgroups of a worker at *path*, with *limits* on its own processes.
+
+        Args:
+            path: ``<contract>/<root>``, or a parent's path + ``/children/`` + the id.
+            limits: Written to the leaf before any process can be in it.
+
+        Raises:
+            OSError: the kernel refused one of the writes.
+        """
+        parts = PurePosixPath(path, LEAF).parts
+        for one in self.hierarchies:
+            directory = self.roots[one.root]
+            for part in parts:
+                directory /= part
+                try:
+                    directory.mkdir()
+                except FileExistsError:
+                    continue
+                if one.version == 2 and part != LEAF:
+                    _enable(directory, one.controllers)
+        if limits is not None:
+            for name, value in _settings(limits, {name: one.version for name, one in self._of.items()}):
+                controller = name.partition(".")[0]
+                _write(self._leaf(path, controller) / name, value)
+
+    def usage(self, path: str) -> Usage:
+        """Return what the worker at *path* uses, its descendants not counted."""
+
+        def number(controller: str, v1: str, v2: str) -> int | None:
+            one = self._of.get(controller)
+            if one is None:
+                return None
+            try:
+                return int(_read(self._leaf(path, controller) / (v1 if one.version == 1 else v2)))
+            except OSError:
+                return None
+
+        return Usage(
+            memory_bytes=number("memory", "memory.usage_in_bytes", "memory.current"),
+            memory_peak_bytes=number("memory", "memory.max_usage_in_bytes", "memory.peak"),
+            cpu_seconds=self._cpu_seconds(path),
+            pids=number("pids", "pids.current", "pids.current"),
+        )
+
+    def _cpu_seconds(self, path: str) -> float | None:
+        if self._unified is None:
+            return None
+        try:
+            # cpu.stat is there in every v2 cgroup, with or without the controller.
+            stat = _fields(_read(self._leaf(path) / "cpu.stat"))
+        except OSError:
+            return None
+        return stat["usage_usec"] / 1_000_000
+
+    def oom_kills(self, path: str) -> int:
+        """Return how many processes of the worker the kernel killed for want of memory."""
+        one = self._of.get("memory")
+        if one is None:
+            return 0
+        name = "memory.oom_control" if one.version == 1 else "memory.events"
+        try:
+            return _fields(_read(self._leaf(path, "memory") / name)).get("oom_kill", 0)
+        except FileNotFoundError:
+            return 0
+
+    def kill(self, path: str) -> bool:
+        """Kill every process at and below *path* in one write.
+
+        Returns:
+            Whether the kernel could be asked; without a version 2 hierarchy the
+            caller must kill by pidfd.
+        """
+        return self._order(path, "cgroup.kill", "1")
+
+    def freeze(self, path: str) -> None:
+        """Begin to freeze every process at and below *path*; see :meth:`frozen`.
+
+        Raises:
+            OSError: EOPNOTSUPP without a version 2 hierarchy.
+        """
+        if not self._order(path, "cgroup.freeze", "1"):
+            raise OSError(errno.EOPNOTSUPP, "freezing needs a mounted cgroup2 hierarchy")
+
+    def thaw(self, path: str) -> None:
+        """Let every process at and below *path* go on where it stood."""
+        self._order(path, "cgroup.freeze", "0")
+
+    def frozen(self, path: str) -> bool:
+        """Return whether every process at and below *path* is frozen."""
+        return self._event(path, "frozen") == 1
+
+    def populated(self, path: str) -> bool:
+        """Return whether any process lives at or below *path*."""
+        return self._event(path, "populated") == 1
+
+    def events_fd(self, path: str) -> int:
+        """Return a descriptor of the cgroup's events; POLLPRI on it means that one changed."""
+        if self._unified is None:
+            raise OSError(errno.EOPNOTSUPP, "events need a mounted cgroup2 hierarchy")
+        return os.open(self._directory(self._unified, path) / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+
+    def remove(self, path: str) -> None:
+        """Remove the cgroups at and below *path*, which must hold no process.
+
+        Raises:
+            OSError: EBUSY when one still does.
+        """
+        for one in self.hierarchies:
+            _remove_tree(self._directory(one, path))
+
+    def processes(self) -> Iterator[int]:
+        """Yield the host pid of every process of this node's workers."""
+        for one in self.hierarchies[:1]:
+            for directory, _, _ in os.walk(self.roots[one.root]):
+                yield from map(int, _read(Path(directory) / "cgroup.procs").split())
+
+    def close(self) -> None:
+        """Remove all of this node's cgroups, and the common parent when nobody needs it.
+
+        Raises:
+            OSError: EBUSY when a process still lives in one.
+        """
+        for one in self.hierarchies:
+            _remove_tree(self.roots[one.root])
+            try:
+                (one.root / OWN).rmdir()
+            except OSError as error:
+                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY, errno.ENOENT):
+                    raise
+
+    def _order(self, path: str, file: str, value: str) -> bool:
+        if self._unified is None:
+            return False
+        # Where nobody is, all are killed, frozen and thawed.
+        with contextlib.suppress(FileNotFoundError):
+            _write(self._directory(self._unified, path) / file, value)
+        return True
+
+    def _event(self, path: str, name: str) -> int:
+        if self._unified is None:
+            raise OSError(errno.EOPNOTSUPP, "events need a mounted cgroup2 hierarchy")
+        try:
+            return _fields(_read(self._directory(self._unified, path) / "cgroup.events"))[name]
+        except FileNotFoundError:
+            return 0
+
+    def _directory(self, one: Hierarchy, path: str) -> Path:
+        return self.roots[one.root] / path
+
+    def _leaf(self, path: str, controller: str | None = None) -> Path:
+        one = self._unified if controller is None else self._of[controller]
+        assert one is not None
+        return self._directory(one, path) / LEAF
+
+
+def _settings(limits: Limits, versions: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """Yield the files to write, in the order the kernel wants them."""
+    memory, cpu = str(limits.memory_bytes), limits.cpu_millis * CPU_PERIOD_MICROSECONDS // 1_000
+    if versions.get("memory") == 1:
+        yield "memory.limit_in_bytes", memory
+        # Memory and swap together may not exceed memory alone: no swap.
+        yield "memory.memsw.limit_in_bytes", memory
+    elif versions.get("memory") == 2:
+        yield "memory.max", memory
+        yield "memory.swap.max", "0"
+    if versions.get("cpu") == 1:
+        yield "cpu.cfs_period_us", str(CPU_PERIOD_MICROSECONDS)
+        yield "cpu.cfs_quota_us", str(cpu)
+    elif versions.get("cpu") == 2:
+        yield "cpu.max", f"{cpu} {CPU_PERIOD_MICROSECONDS}"
+    if "pids" in versions:
+        yield "pids.max", str(limits.pids + 1)  # and its init
+
+
+def _enable(directory: Path, controllers: frozenset[str]) -> None:
+    if controllers:
+        _write(directory / "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(controllers)))
+
+
+def _write(path: Path, value: str) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if path.name in ("memory.memsw.limit_in_bytes", "memory.swap.max"):
+            return  # a kernel without swap accounting; probe reports it where swap is on
+        raise
+    try:
+        os.write(descriptor, value.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> str:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 65_536).decode()
+    finally:
+        os.close(descriptor)
+
+
+def _fields(text: str) -> dict[str, int]:
+    pairs = (line.split() for line in text.splitlines())
+    return {name: int(value) for name, value in pairs}
+
+
+def _remove_tree(directory: Path) -> None:
+    """Remove a tree of cgroups, deepest first; its files go by themselves."""
+    for path, _, _ in os.walk(directory, topdown=False):
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            continue
+
+
+__all__ = ["CHILDREN", "LEAF", "Hierarchy", "Tree", "Usage", "hierarchies"]

@@ -1,0 +1,226 @@
+"""Process 1 of a sandbox: applies the confinement, beats, runs tasks, reaps.
+
+It runs no user code. It ends when its orchestrator does, because then its
+channel ends, and with it the kernel ends every other process of the sandbox
+(pid_namespaces(7)).
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+import prctl
+
+from hayflick_sandbox import messages, tasks
+from hayflick_sandbox.messages import Beat, KillTask, Ready, RunTask, SetupFailed, TaskExited, TaskStarted
+from hayflick_sandbox.steps import CHANNEL_FD, KeepDescriptors, Step
+
+MAX_DESCRIPTORS = 3
+
+
+def main(
+    steps: Sequence[Step],
+    channel_fd: int,
+    environment: Mapping[str, str],
+    *,
+    beat_seconds: float,
+    cpu_time_seconds: int | None,
+) -> NoReturn:
+    """Confine this process and serve until the channel ends. Never returns."""
+    status = 1
+    try:
+        if _confine(steps, channel_fd):
+            prctl.set_name("hayflick-init")
+            channel = socket.socket(fileno=CHANNEL_FD)
+            Init(channel, environment, beat_seconds, cpu_time_seconds).serve()
+            status = 0
+    finally:
+        os._exit(status)
+
+
+def _confine(steps: Sequence[Step], channel_fd: int) -> bool:
+    """Apply *steps*; on the first that fails say so on the channel and return ``False``."""
+    for step in steps:
+        try:
+            step.apply()
+        except Exception as error:  # noqa: BLE001 -- whatever it is, no worker may run
+            number, text = 0, repr(error)
+            if isinstance(error, OSError):
+                number, text = error.errno or 0, error.strerror or str(error)
+                if error.filename is not None:
+                    text = f"{text}: {error.filename}"
+            report = SetupFailed(type(step).__name__, number, text)
+            with socket.socket(fileno=channel_fd) as sock:
+                sock.send(messages.encode(report))
+            return False
+        if isinstance(step, KeepDescriptors):
+            channel_fd = CHANNEL_FD
+    return True
+
+
+class Init:
+    """The loop: orders in, beats and exits out."""
+
+    def __init__(
+        self,
+        channel: socket.socket,
+        environment: Mapping[str, str],
+        beat_seconds: float,
+        cpu_time_seconds: int | None,
+    ) -> None:
+        self._channel = channel
+        self._environment = environment
+        self._beat_seconds = beat_seconds
+        self._cpu_time_seconds = cpu_time_seconds
+        self._tasks: dict[int, str] = {}
+
+    def serve(self) -> None:
+        """Serve until the orchestrator is gone."""
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._send(Ready())
+        poller = select.poll()
+        poller.register(self._channel, select.POLLIN)
+        poller.register(wake_read, select.POLLIN)
+        due = time.monotonic()
+        while True:
+            wait = due - time.monotonic()
+            if wait <= 0:
+                self._beat()
+                due = time.monotonic() + self._beat_seconds
+                continue
+            for descriptor, _ in poller.poll(wait * 1_000):
+                if descriptor == wake_read:
+                    os.read(wake_read, 4_096)
+                    self._reap()
+                elif not self._obey():
+                    return
+
+    def _beat(self) -> None:
+        try:
+            self._channel.send(messages.encode(Beat(len(self._tasks))), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return  # the orchestrator is behind; it will read the beats that wait
+
+    def _send(self, message: messages.FromInit) -> None:
+        try:
+            self._channel.send(messages.encode(message))
+        except BrokenPipeError:
+            os._exit(0)
+
+    def _obey(self) -> bool:
+        """Carry out one order; return whether there is still somebody to give them."""
+        space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+        try:
+            packet, ancillary, _, _ = self._channel.recvmsg(
+                messages.MAX_PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionError:
+            return False
+        if not packet:
+            return False
+        descriptors = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(data)
+        try:
+            order = messages.parse_to_init(packet)
+            if isinstance(order, RunTask):
+                self._start(order, list(descriptors))
+            elif isinstance(order, KillTask):
+                self._kill(order)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return True
+
+    def _start(self, task: RunTask, descriptors: list[int]) -> None:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+            # pids.max: the worker's other tasks used it up. That is the task's failure.
+            os.write(descriptors[1], b"the sandbox has no process left for this task (pids limit)\n")
+            self._send(TaskStarted(task.task_id))
+            self._send(TaskExited(task.task_id, tasks.EXIT_CANNOT_EXECUTE, None, 0.0, 0))
+            return
+        if pid == 0:
+            tasks.run(task, descriptors, self._environment, self._cpu_time_seconds)
+        self._tasks[pid] = task.task_id
+        self._send(TaskStarted(task.task_id))
+
+    def _kill(self, order: KillTask) -> None:
+        leader = next((pid for pid, name in self._tasks.items() if name == order.task_id), None)
+        if leader is None:
+            return
+        # A stopped parent cannot fork while its family is being listed.
+        if order.signal == signal.SIGKILL:
+            _signal(leader, signal.SIGSTOP)
+        for pid in family(leader):
+            _signal(pid, order.signal)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            task_id = self._tasks.pop(pid, None)
+            if task_id is None:
+                continue  # an orphan of some task, reparented to us
+            code = os.waitstatus_to_exitcode(status)
+            self._send(
+                TaskExited(
+                    task_id,
+                    exit_code=code if code >= 0 else None,
+                    signal=-code if code < 0 else None,
+                    cpu_seconds=usage.ru_utime + usage.ru_stime,
+                    max_rss_bytes=usage.ru_maxrss * 1024,
+                )
+            )
+
+
+def family(leader: int) -> list[int]:
+    """Return *leader*, its descendants, and whoever shares its session, by /proc."""
+    parents: dict[int, int] = {}
+    members = {leader}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        # After the command's name: state, ppid, pgrp, session (proc_pid_stat(5)).
+        pid = int(name)
+        parents[pid] = int(fields[1])
+        if int(fields[3]) == leader:
+            members.add(pid)
+    grown = True
+    while grown:
+        more = {pid for pid, parent in parents.items() if parent in members} - members
+        members |= more
+        grown = bool(more)
+    members.discard(os.getpid())
+    return sorted(members)
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return

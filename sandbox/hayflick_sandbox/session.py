@@ -1,0 +1,215 @@
+"""Sandboxes without any service: open a session, launch, run, end.
+
+Synchronous and small; the orchestrator does the same things on an event loop.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from hayflick_sandbox import messages
+from hayflick_sandbox.cgroups import Tree, Usage
+from hayflick_sandbox.identities import UidRange
+from hayflick_sandbox.messages import Beat, Ready, RunTask, SetupFailed, TaskExited, TaskStarted
+from hayflick_sandbox.policy import Policy
+from hayflick_sandbox.probe import Layer, probe, require
+from hayflick_sandbox.zygote_client import Event, Exited, LaunchFailed, Started, Zygote, kill
+
+READY_SECONDS = 10.0
+DEATH_SECONDS = 10.0
+CHUNK_BYTES = 64 * 1024
+
+Sink = Callable[[int, bytes], None]
+
+
+class SandboxFailed(Exception):
+    """A sandbox could not be built; the text names the step and the kernel's answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a command ended, by exit code or by signal, and what its sandbox used.
+
+    Attributes:
+        exit_code: Its exit code, or ``None`` when a signal ended it.
+        signal: The signal that ended it, or ``None``.
+        oom_killed: Whether the kernel killed a process of it for want of memory.
+        usage: What the sandbox used, read before it was removed.
+    """
+
+    exit_code: int | None
+    signal: int | None
+    oom_killed: bool
+    usage: Usage
+
+
+class Session:
+    """A zygote, its cgroups and its host uids, for one synchronous caller."""
+
+    def __init__(self, tree: Tree, uids: UidRange, zygote: Zygote, layers: tuple[Layer, ...]) -> None:
+        self.layers = layers
+        self._tree = tree
+        self._uids = uids
+        self._zygote = zygote
+
+    @classmethod
+    @contextmanager
+    def open(cls, *, allow_degraded: Sequence[str] = (), preload: Sequence[str] = ()) -> Iterator[Session]:
+        """Open a session; at its end every sandbox is dead and every cgroup gone.
+
+        Args:
+            allow_degraded: Layers to do without where this machine lacks them.
+            preload: Modules that the sandboxes' Python has imported already.
+
+        Raises:
+            LimitNotEnforceable: this machine lacks a layer that was not let go.
+            ZygoteDied: the zygote could not start.
+        """
+        tree = Tree.create(f"session-{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            layers = probe(tree)
+            degraded = require(layers, allow_degraded)
+            uids = UidRange.own() if "uid-range" in degraded else UidRange.claim()
+            try:
+                zygote = Zygote.start(tree=tree, degraded=degraded, preload=preload)
+                try:
+                    yield cls(tree, uids, zygote, layers)
+                finally:
+                    zygote.close()
+                    zygote.wait_closed()
+            finally:
+                uids.close()
+        finally:
+            tree.close()
+
+    def run(self, argv: Sequence[str], policy: Policy, sink: Sink) -> Result:
+        """Run one command in a fresh sandbox and return how it ended.
+
+        Args:
+            argv: The command, as the sandbox sees it.
+            policy: Its confinement.
+            sink: Gets (1 or 2, bytes) as the command writes to stdout or stderr.
+
+        Raises:
+            SandboxFailed: the sandbox could not be built; nothing ran.
+        """
+        name = secrets.token_hex(8)
+        uid = self._uids.lease()
+        self._tree.add(name, policy.limits)
+        try:
+            channel, started = self._launch(name, policy, uid)
+            try:
+                with channel:
+                    exited = self._run_task(channel, argv, sink)
+                    oom_kills, usage = self._tree.oom_kills(name), self._tree.usage(name)
+            finally:
+                self._end(name, started)
+        finally:
+            self._tree.remove(name)
+            self._uids.release(uid)
+        return Result(exited.exit_code, exited.signal, oom_kills > 0, usage)
+
+    def _launch(self, name: str, policy: Policy, uid: int) -> tuple[socket.socket, Started]:
+        channel = self._zygote.launch(name, policy, name, uid)
+        answer = self._event(READY_SECONDS)
+        if not isinstance(answer, Started):
+            channel.close()
+            text = (
+                f"{answer.step}: {answer.message}" if isinstance(answer, LaunchFailed) else "it ended at once"
+            )
+            raise SandboxFailed(text)
+        try:
+            message = _receive(channel, READY_SECONDS)
+            if isinstance(message, SetupFailed):
+                raise SandboxFailed(f"{message.step}: {message.message}")
+            if not isinstance(message, Ready):
+                raise SandboxFailed("its init did not report ready")
+        except BaseException:
+            channel.close()
+            self._end(name, answer)
+            raise
+        return channel, answer
+
+    def _run_task(self, channel: socket.socket, argv: Sequence[str], sink: Sink) -> TaskExited:
+        channel.setblocking(True)
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        streams = {out_read: 1, err_read: 2}
+        try:
+            order = RunTask("main", "exec", argv=tuple(argv))
+            socket.send_fds(channel, [messages.encode(order)], [out_write, err_write])
+            os.close(out_write)
+            os.close(err_write)
+            poller = select.poll()
+            for descriptor in (*streams, channel.fileno()):
+                poller.register(descriptor, select.POLLIN)
+            exited: TaskExited | None = None
+            while exited is None:
+                for descriptor, _ in poller.poll():
+                    if descriptor in streams:
+                        data = os.read(descriptor, CHUNK_BYTES)
+                        if data:
+                            sink(streams[descriptor], data)
+                        else:
+                            poller.unregister(descriptor)
+                    else:
+                        exited = _task_exited(channel)
+            # Whatever a background child still holds open is not waited for.
+            for descriptor, stream in streams.items():
+                os.set_blocking(descriptor, False)
+                _drain(descriptor, stream, sink)
+            return exited
+        finally:
+            for descriptor in streams:
+                os.close(descriptor)
+
+    def _end(self, name: str, started: Started) -> None:
+        try:
+            if not self._tree.kill(name):
+                kill(started.pidfd)
+            deadline = time.monotonic() + DEATH_SECONDS
+            while not isinstance(self._event(deadline - time.monotonic()), Exited):
+                continue
+        finally:
+            os.close(started.pidfd)
+
+    def _event(self, seconds: float) -> Event:
+        if (event := self._zygote.receive()) is None:
+            if not select.select([self._zygote.socket], [], [], max(0.0, seconds))[0]:
+                raise SandboxFailed(f"the zygote did not answer within {seconds:.0f} s")
+            event = self._zygote.receive()
+        assert event is not None
+        return event
+
+
+def _receive(channel: socket.socket, seconds: float) -> messages.FromInit | None:
+    if not select.select([channel], [], [], seconds)[0]:
+        return None
+    packet = channel.recv(messages.MAX_PACKET_BYTES)
+    return messages.parse_from_init(packet) if packet else None
+
+
+def _task_exited(channel: socket.socket) -> TaskExited | None:
+    message = _receive(channel, 0)
+    if isinstance(message, Beat | TaskStarted | Ready):
+        return None
+    if isinstance(message, TaskExited):
+        return message
+    # Init itself is gone: the kernel ended it, for want of memory or by a signal.
+    return TaskExited("main", None, signal.SIGKILL, 0.0, 0)
+
+
+def _drain(descriptor: int, stream: int, sink: Sink) -> None:
+    try:
+        while data := os.read(descriptor, CHUNK_BYTES):
+            sink(stream, data)
+    except BlockingIOError:
+        return

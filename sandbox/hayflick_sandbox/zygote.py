@@ -1,0 +1,331 @@
+"""The fork server: a small, single-threaded process that starts every sandbox of a node.
+
+It is started before its orchestrator imports gRPC, because a process with
+threads cannot be forked safely, and it imports the standard library,
+python-prctl and pyseccomp alone, plus a preload list, because all that it
+imports is in the memory of every worker. Run as ``python -I -m
+hayflick_sandbox.zygote``; standard input is its end of the orchestrator's
+SEQPACKET socket.
+
+When the orchestrator is gone, the socket ends, and the zygote kills what runs,
+removes the cgroups and ends.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import prctl
+
+from hayflick_sandbox import init, seccomp, steps, syscalls, template
+from hayflick_sandbox.policy import Policy
+from hayflick_sandbox.template import WORKER_UID
+
+MAX_PACKET_BYTES = 128 * 1024
+REQUEST_DESCRIPTORS = 1
+DEATH_GRACE_SECONDS = 10.0
+
+NAMESPACES = (
+    syscalls.CLONE_NEWUSER
+    | syscalls.CLONE_NEWNS
+    | syscalls.CLONE_NEWPID
+    | syscalls.CLONE_NEWNET
+    | syscalls.CLONE_NEWIPC
+    | syscalls.CLONE_NEWUTS
+)
+# The cgroup namespace comes later, when the version 1 cgroups are entered too.
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What the orchestrator tells its zygote once.
+
+    Attributes:
+        preload: Modules to import before any fork.
+        readable: Further host paths that every worker may read.
+        degraded: Layers that the operator let go by name and this machine lacks.
+        unified: This node's directory in the version 2 hierarchy, or ``None``.
+        legacy: This node's directories in version 1 hierarchies.
+    """
+
+    preload: tuple[str, ...]
+    readable: tuple[str, ...]
+    degraded: frozenset[str]
+    unified: str | None
+    legacy: tuple[str, ...]
+
+
+class Zygote:
+    """Serves one orchestrator."""
+
+    def __init__(self, sock: socket.socket, setup: Setup) -> None:
+        self._sock = sock
+        self._setup = setup
+        self._launches: dict[int, str] = {}
+        self._rootless = os.getuid() != 0
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        self._unified = None if setup.unified is None else os.open(setup.unified, flags)
+        self._legacy = [os.open(path, flags) for path in setup.legacy]
+        # Parents of the node's directories: removing those needs a place to stand.
+        self._above = [
+            (os.open(os.path.dirname(path), flags), os.path.basename(path))
+            for path in (*((setup.unified,) if setup.unified else ()), *setup.legacy)
+        ]
+        self._host = self._prepare()
+
+    def _prepare(self) -> steps.Host:
+        for name in self._setup.preload:
+            importlib.import_module(name)
+        own_uid, own_gid = os.getuid(), os.getgid()
+        inside = template.readable_paths(self._setup.readable)
+        last_capability = int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
+        host = steps.Host(
+            template=inside,
+            last_capability=last_capability,
+            degraded=self._setup.degraded,
+            filters=seccomp.compile_filters(inet=False),
+            inet_filters=seccomp.compile_filters(inet=True),
+        )
+        if own_uid == 0:
+            os.setgroups([])
+            syscalls.unshare(syscalls.CLONE_NEWNS)
+        else:
+            syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
+            _write(f"/proc/{os.getpid()}/setgroups", "deny")
+            _write(f"/proc/{os.getpid()}/uid_map", f"0 {own_uid} 1")
+            _write(f"/proc/{os.getpid()}/gid_map", f"0 {own_gid} 1")
+        template.build(inside)
+        return host
+
+    def serve(self) -> None:
+        """Serve until the orchestrator is gone, then leave nothing behind."""
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # a terminal's Ctrl-C is the orchestrator's business
+        gc.collect()
+        gc.freeze()  # so that no collection in a child dirties these pages
+        gc.disable()
+        self._say({"event": "ready"})
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        poller.register(wake_read, select.POLLIN)
+        while True:
+            for descriptor, _ in poller.poll():
+                if descriptor == wake_read:
+                    os.read(wake_read, 4_096)
+                    self._reap()
+                elif not self._answer():
+                    self._leave()
+                    return
+
+    def _answer(self) -> bool:
+        space = socket.CMSG_SPACE(REQUEST_DESCRIPTORS * array.array("i").itemsize)
+        try:
+            packet, ancillary, _, _ = self._sock.recvmsg(MAX_PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionError:
+            return False
+        if not packet:
+            return False
+        request = json.loads(packet)
+        descriptors = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(data)
+        (channel,) = descriptors
+        try:
+            self._launch(request, channel)
+        except OSError as error:
+            text = error.strerror or str(error)
+            self._say(
+                {
+                    "event": "failed",
+                    "launch_id": request["launch_id"],
+                    "step": "fork",
+                    "errno": error.errno or 0,
+                    "message": f"{text}: {error.filename}" if error.filename else text,
+                }
+            )
+        finally:
+            os.close(channel)
+        return True
+
+    def _launch(self, request: dict[str, Any], channel: int) -> None:
+        policy = Policy.from_json(request["policy"])
+        with ExitStack() as stack:
+
+            def opened(path: str, flags: int, directory: int) -> int:
+                descriptor = os.open(path, flags | os.O_CLOEXEC, dir_fd=directory)
+                stack.callback(os.close, descriptor)
+                return descriptor
+
+            leaf = request["cgroup_path"] + "/self"
+            tasks = [opened(f"{leaf}/tasks", os.O_WRONLY, directory) for directory in self._legacy]
+            unified = self._unified
+            cgroup = None if unified is None else opened(leaf, os.O_RDONLY | os.O_DIRECTORY, unified)
+            sync_read, sync_write = os.pipe2(os.O_CLOEXEC)
+            stack.callback(os.close, sync_read)
+            stack.callback(os.close, sync_write)
+            plan = steps.plan(
+                policy,
+                self._host,
+                host_uid=request["uid"],
+                channel_fd=channel,
+                sync_fd=sync_read,
+                task_fds=tasks,
+            )
+            if len(sys._current_frames()) != 1:  # noqa: SLF001 -- the documented way to count threads
+                raise OSError(errno.EBUSY, "the zygote has threads and must not fork")
+            pid, pidfd = syscalls.clone3(NAMESPACES, signal.SIGCHLD, cgroup)
+            if pid == 0:
+                # Else our own copy would keep the pipe open if the zygote died here.
+                os.close(sync_write)
+                init.main(
+                    plan,
+                    channel,
+                    environment(policy),
+                    beat_seconds=request["beat_seconds"],
+                    cpu_time_seconds=policy.limits.cpu_time_seconds,
+                )
+            stack.callback(os.close, pidfd)
+            self._launches[pid] = request["launch_id"]
+            try:
+                # In rootless mode this is uid 0 of our own user namespace: the user.
+                outside = 0 if self._rootless else request["uid"]
+                _write(f"{template.HOST_PROC}/{pid}/setgroups", "deny")
+                _write(f"{template.HOST_PROC}/{pid}/uid_map", f"{WORKER_UID} {outside} 1")
+                _write(f"{template.HOST_PROC}/{pid}/gid_map", f"{WORKER_UID} {outside} 1")
+            except OSError:
+                os.kill(pid, signal.SIGKILL)
+                raise
+            os.write(sync_write, b"1")
+            self._say({"event": "started", "launch_id": request["launch_id"], "pid": pid}, pidfd)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            self._say(
+                {
+                    "event": "exited",
+                    "launch_id": self._launches.pop(pid, ""),
+                    "pid": pid,
+                    "exit_code": code if code >= 0 else None,
+                    "signal": -code if code < 0 else None,
+                    "cpu_seconds": usage.ru_utime + usage.ru_stime,
+                    "max_rss_bytes": usage.ru_maxrss * 1024,
+                }
+            )
+
+    def _say(self, event: dict[str, Any], descriptor: int | None = None) -> None:
+        rights = [] if descriptor is None else [descriptor]
+        try:
+            socket.send_fds(self._sock, [json.dumps(event).encode()], rights)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the orchestrator is gone; the next receive says so
+
+    def _leave(self) -> None:
+        """Kill every sandbox, wait for the last, remove the cgroups."""
+        if self._unified is not None:
+            try:
+                kill = os.open("cgroup.kill", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._unified)
+                os.write(kill, b"1")
+            except FileNotFoundError:
+                pass  # the orchestrator removed it already: nobody is left
+        for pid in self._launches:
+            os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + DEATH_GRACE_SECONDS
+        signal.set_wakeup_fd(-1)
+        while self._launches and time.monotonic() < deadline:
+            pid, _ = os.wait()
+            self._launches.pop(pid, None)
+        for parent, name in self._above:
+            _remove_cgroups(parent, name)
+
+
+def environment(policy: Policy) -> dict[str, str]:
+    """Return the whole environment of a worker: an allow-list, nothing inherited."""
+    return {
+        "HOME": "/workspace",
+        "LANG": "C.UTF-8",
+        "PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin",
+        "PWD": "/workspace",
+        "TMPDIR": "/tmp",
+        "USER": "worker",
+        **policy.environment,
+    }
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _remove_cgroups(parent: int, name: str) -> None:
+    """Remove the cgroup *name* and all below it, deepest first."""
+    try:
+        directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    except FileNotFoundError:
+        return
+    try:
+        with os.scandir(directory) as entries:
+            children = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for child in children:
+            _remove_cgroups(directory, child)
+    finally:
+        os.close(directory)
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOENT):
+            raise
+
+
+def main() -> None:
+    """Read the setup from the socket at descriptor 0, then serve."""
+    sock = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
+    prctl.set_name("hayflick-zygote")
+    values = json.loads(sock.recv(MAX_PACKET_BYTES))
+    setup = Setup(
+        preload=tuple(values["preload"]),
+        readable=tuple(values["readable"]),
+        degraded=frozenset(values["degraded"]),
+        unified=values["unified"],
+        legacy=tuple(values["legacy"]),
+    )
+    try:
+        zygote = Zygote(sock, setup)
+    except (OSError, ValueError, ImportError) as error:
+        sock.send(json.dumps({"event": "broken", "message": str(error)}).encode())
+        sys.exit(1)
+    zygote.serve()
+
+
+if __name__ == "__main__":
+    main()

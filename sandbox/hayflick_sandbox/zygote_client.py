@@ -1,0 +1,211 @@
+"""How an orchestrator asks its zygote."""
+
+from __future__ import annotations
+
+import array
+import json
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hayflick_sandbox.cgroups import Tree
+from hayflick_sandbox.policy import Policy
+
+START_SECONDS = 30.0
+END_SECONDS = 15.0
+MAX_PACKET_BYTES = 128 * 1024
+PRELOAD = ("cloudpickle", "replication._inside")
+
+
+class ZygoteDied(Exception):
+    """The zygote is gone, and with it, by the kernel's doing, every sandbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The sandbox's init exists; on its channel it will say whether it is ready."""
+
+    launch_id: str
+    pid: int
+    pidfd: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchFailed:
+    """There is no process: the fork, or what leads to it, failed."""
+
+    launch_id: str
+    step: str
+    errno: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """Init is gone, and every process of its sandbox."""
+
+    launch_id: str
+    pid: int
+    exit_code: int | None
+    signal: int | None
+    cpu_seconds: float
+    max_rss_bytes: int
+
+
+Event = Started | LaunchFailed | Exited
+
+
+class Zygote:
+    """A running zygote."""
+
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+        self.process = process
+        self.socket = sock
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        tree: Tree,
+        degraded: Sequence[str] = (),
+        preload: Sequence[str] = PRELOAD,
+        readable: Sequence[str] = (),
+    ) -> Zygote:
+        """Start a zygote and wait until it is ready. Call this before importing gRPC.
+
+        Args:
+            tree: The node's cgroups, which the zygote removes when it ends.
+            degraded: Layers that this machine lacks and the operator let go.
+            preload: Modules to import before any fork; they cost every worker nothing.
+            readable: Further host paths that every worker may read.
+
+        Raises:
+            ZygoteDied: it could not prepare; the text says why.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-m", "hayflick_sandbox.zygote"],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env={"LANG": "C.UTF-8", "PATH": "/usr/local/bin:/usr/bin:/bin"},
+                cwd="/",
+                # A terminal's Ctrl-C must reach the orchestrator, which then ends us in order.
+                start_new_session=True,
+            )
+        zygote = cls(process, ours)
+        unified = [str(tree.roots[one.root]) for one in tree.hierarchies if one.version == 2]
+        setup = {
+            "preload": list(preload),
+            "readable": list(readable),
+            "degraded": list(degraded),
+            "unified": unified[0] if unified else None,
+            "legacy": [str(tree.roots[one.root]) for one in tree.hierarchies if one.version == 1],
+        }
+        try:
+            ours.send(json.dumps(setup).encode())
+            zygote._await_ready()
+        except BaseException:
+            zygote.close()
+            raise
+        ours.setblocking(False)
+        return zygote
+
+    def _await_ready(self) -> None:
+        if not select.select([self.socket], [], [], START_SECONDS)[0]:
+            raise ZygoteDied(f"the zygote did not start within {START_SECONDS:.0f} s")
+        packet = self.socket.recv(MAX_PACKET_BYTES)
+        event = (
+            json.loads(packet) if packet else {"message": "it ended while starting; see its standard error"}
+        )
+        if event.get("event") != "ready":
+            raise ZygoteDied(f"the zygote could not start: {event['message']}")
+
+    def launch(
+        self, launch_id: str, policy: Policy, cgroup_path: str, uid: int, *, beat_seconds: float = 1.0
+    ) -> socket.socket:
+        """Ask for a sandbox; return our end of its init's channel, non-blocking.
+
+        The answer comes as an event, and then on the channel. The cgroups at
+        *cgroup_path* must exist, with their limits.
+
+        Raises:
+            ZygoteDied: there is nobody to ask.
+            BlockingIOError: too many requests wait; read events, then try again.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        request = {
+            "launch_id": launch_id,
+            "policy": policy.to_json(),
+            "cgroup_path": cgroup_path,
+            "uid": uid,
+            "beat_seconds": beat_seconds,
+        }
+        with theirs:
+            try:
+                socket.send_fds(self.socket, [json.dumps(request).encode()], [theirs.fileno()])
+            except ConnectionError:
+                ours.close()
+                raise ZygoteDied("the zygote is gone") from None
+            except BaseException:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        return ours
+
+    def receive(self) -> Event | None:
+        """Return the next event, or ``None`` when there is none now.
+
+        Raises:
+            ZygoteDied: there will be none any more.
+        """
+        space = socket.CMSG_SPACE(array.array("i").itemsize)
+        try:
+            packet, ancillary, _, _ = self.socket.recvmsg(MAX_PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            packet, ancillary = b"", []
+        if not packet:
+            raise ZygoteDied("the zygote is gone")
+        descriptors = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(data)
+        fields: dict[str, Any] = json.loads(packet)
+        kind = fields.pop("event")
+        if kind == "started":
+            return Started(**fields, pidfd=descriptors[0])
+        return LaunchFailed(**fields) if kind == "failed" else Exited(**fields)
+
+    def close(self) -> None:
+        """Hang up: the zygote kills every sandbox, removes the cgroups and ends. Idempotent."""
+        self.socket.close()
+
+    def wait_closed(self) -> None:
+        """Wait until the zygote ended, and end it where it does not.
+
+        Its sandboxes die with it, by their death signal.
+        """
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def kill(pidfd: int) -> None:
+    """Kill the sandbox whose init is *pidfd*: the kernel ends its whole pid namespace."""
+    import signal  # needed only where there is no cgroup.kill
+
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+__all__ = ["Event", "Exited", "LaunchFailed", "Started", "Zygote", "ZygoteDied", "kill"]
