@@ -1,1 +1,1 @@
-"""Placeholder for the first build."""
+"""The authority: it decides who may be born and who must end."""

@@ -1,0 +1,42 @@
+"""The controller's one source of time and of names."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+
+Clock = Callable[[], int]
+"""Returns the time now, in microseconds since the Unix epoch."""
+
+MICROSECONDS = 1_000_000
+
+
+def wall_clock_us() -> int:
+    """Return the system's time; cooldowns and expiries must survive a restart, so not a monotonic one."""
+    return time.time_ns() // 1_000
+
+
+def seconds(length_us: int) -> float:
+    """Return a length of time in seconds, for people and events."""
+    return length_us / MICROSECONDS
+
+
+def new_worker_id() -> str:
+    """Return a name for a worker: 64 random bits, as 16 hex digits."""
+    return secrets.token_hex(8)
+
+
+def new_contract_id() -> str:
+    """Return a name for a contract: 64 random bits, as 16 hex digits."""
+    return secrets.token_hex(8)
+
+
+def new_key_id() -> str:
+    """Return a name for a key: 64 random bits, as 16 hex digits."""
+    return secrets.token_hex(8)
+
+
+def new_manifest_id() -> str:
+    """Return a name for a manifest: 128 random bits, because it is also the nonce."""
+    return secrets.token_hex(16)

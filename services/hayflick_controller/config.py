@@ -1,0 +1,62 @@
+"""What the controller's process is told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DATABASE_NAME = "controller.db"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Decides who may be born and who must end."""
+
+    listen: str = field(metadata={"help": "where to serve, a unix:/// target"})
+    data_dir: Path = field(metadata={"help": "directory of the database, for this user alone"})
+    logger: str = field(metadata={"help": "the logger's unix:/// target"})
+    lifeline_fd: int | None = field(
+        default=None, metadata={"help": "descriptor whose end-of-file stops the service"}
+    )
+    lease_seconds: float = field(
+        default=15.0, metadata={"help": "how long a node's workers may run without the controller"}
+    )
+    beat_interval_seconds: float = field(default=1.0, metadata={"help": "how often a node must beat"})
+    audit_timeout_seconds: float = field(
+        default=5.0, metadata={"help": "how long a decision may wait for the logger"}
+    )
+    flush_interval_seconds: float = field(
+        default=5.0, metadata={"help": "how often heartbeats are written to the database"}
+    )
+    request_retention_seconds: float = field(
+        default=86_400.0, metadata={"help": "how long a request_id is remembered"}
+    )
+    drain_seconds: float = field(
+        default=5.0, metadata={"help": "how long running calls may go on after the signal to stop"}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot be meant.
+
+        Raises:
+            ValueError: naming the setting.
+        """
+        for name in (
+            "lease_seconds",
+            "beat_interval_seconds",
+            "audit_timeout_seconds",
+            "flush_interval_seconds",
+            "request_retention_seconds",
+            "drain_seconds",
+        ):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}: must be a positive number of seconds, not {value}")
+        if self.beat_interval_seconds * 2 > self.lease_seconds:
+            raise ValueError("lease_seconds: must be at least twice beat_interval_seconds")
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.data_dir / DATABASE_NAME

@@ -1,0 +1,168 @@
+"""The parts of the controller, wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+from hayflick_controller import events
+from hayflick_controller.births import Births
+from hayflick_controller.chores import Chore, Chores
+from hayflick_controller.clock import MICROSECONDS, Clock, wall_clock_us
+from hayflick_controller.contracts import Contracts
+from hayflick_controller.deaths import Deaths
+from hayflick_controller.decisions import Decisions
+from hayflick_controller.killswitch import KillSwitch
+from hayflick_controller.nodes import Nodes
+from hayflick_controller.outbox import Outbox
+from hayflick_controller.pursuit import Pursuit
+from hayflick_controller.quarantine import Quarantine
+from hayflick_controller.registry import Registry
+from hayflick_controller.roster import Roster
+from hayflick_controller.store.sql import sqlite_store
+from hayflick_controller.watch import Broadcast
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from hayflick_controller.config import Config
+    from hayflick_controller.links import Link
+    from hayflick_controller.store import Commit, Store, Tx
+
+EXPIRE_INTERVAL_SECONDS = 1.0
+FORGET_INTERVAL_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Controller:
+    """Everything but the wire.
+
+    Use :meth:`start` to make one.
+    """
+
+    def __init__(self, config: Config, store: Store, clock: Clock) -> None:
+        self.config = config
+        self.clock = clock
+        self._store = store
+        self._roster = Roster()
+        self._broadcast = Broadcast()
+        self._pursuit = Pursuit(store, self._roster, clock)
+        self._outbox: Outbox | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pursuing: asyncio.Task[None] | None = None
+        self._chores: Chores | None = None
+        self.nodes = Nodes(
+            store, self._roster, self._pursuit, clock, round(config.lease_seconds * MICROSECONDS)
+        )
+        self.registry = Registry(store, self._roster, self._broadcast)
+
+    @classmethod
+    async def start(cls, config: Config, clock: Clock = wall_clock_us) -> Controller:
+        """Open the database, take up what an earlier start left, and begin to work.
+
+        Raises:
+            OSError: The data directory cannot be made safe.
+            HayflickError: The database cannot be opened.
+        """
+        controller = cls(config, sqlite_store(config.database), clock)
+        await controller._open()
+        return controller
+
+    async def _open(self) -> None:
+        config = self.config
+        await self._store.open(self._follow)
+        self._outbox = Outbox(self._store, config.logger)
+        self._decisions = Decisions(self._store, self._outbox, self.clock, config.audit_timeout_seconds)
+        self.contracts = Contracts(self._store, self._decisions, self.clock)
+        self.births = Births(self._decisions, self.nodes, self.clock)
+        self.deaths = Deaths(self._decisions, self._pursuit, self._roster, self.clock)
+        self.kill_switch = KillSwitch(self._decisions, self._pursuit, self._roster, self.clock)
+        self.quarantine = Quarantine(self._decisions, self._pursuit, self._roster, self.clock)
+        await self.nodes.open()
+        await self._outbox.start()
+        self._pursuing = asyncio.create_task(self._pursuit.run(), name="pursuit")
+        self._chores = Chores(
+            Chore("leases", config.lease_seconds / 15, self._enforce_leases),
+            Chore("heartbeats", config.flush_interval_seconds, self.nodes.write_beats),
+            Chore("reservations", EXPIRE_INTERVAL_SECONDS, self._return_expired),
+            Chore("retention", FORGET_INTERVAL_SECONDS, self._forget_old),
+        )
+
+    def welcomed(self, link: Link) -> None:
+        """A node was admitted: end and freeze there what must be."""
+        self._pursuit.kick()
+        self._spawn(self.quarantine.freeze_again(link))
+
+    def left(self, link: Link) -> None:
+        """A node's stream ended."""
+        link.close()
+        why = link.failure.message if link.failure else "the stream ended"
+        # Not awaited by the stream's own handler, which may be cancelled.
+        self._spawn(self.nodes.disconnect(link, why))
+
+    async def wait_ready(self) -> None:
+        """Return once the logger answers and has all that earlier starts left."""
+        assert self._outbox is not None
+        await self._outbox.wait_up()
+
+    async def drain(self) -> None:
+        """End what would never end by itself: node streams and watches."""
+        self.nodes.close()
+        self._broadcast.close()
+
+    async def close(self) -> None:
+        """Stop working; what is not delivered stays in the database."""
+        if self._chores is not None:
+            await self._chores.close()
+        if self._pursuing is not None:
+            self._pursuing.cancel()
+            await asyncio.gather(self._pursuing, return_exceptions=True)
+        await self._pursuit.close()
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._outbox is not None:
+            await self._decisions.close()
+            with contextlib.suppress(Exception):
+                await self.nodes.write_beats()
+            await self._outbox.close()
+        await self._store.close()
+
+    def _follow(self, commit: Commit) -> None:
+        self._roster.follow(commit)
+        self._broadcast.follow(commit)
+        if self._outbox is not None:
+            self._outbox.feed(commit)
+
+    async def _enforce_leases(self) -> None:
+        self.nodes.cut_silent()
+        if lost := await self.nodes.record_lost():
+            log.warning("%d workers are lost with their nodes", len(lost))
+            self._pursuit.kick()  # their descendants elsewhere
+
+    async def _return_expired(self) -> None:
+        now_us = self.clock()
+
+        def run(tx: Tx) -> None:
+            for contract_id, count in tx.return_expired(now_us).items():
+                tx.record(events.reservations_returned(contract_id, count, now_us))
+
+        await self._store.transact(run)
+
+    async def _forget_old(self) -> None:
+        before_us = self.clock() - round(self.config.request_retention_seconds * MICROSECONDS)
+        await self._store.transact(lambda tx: tx.forget_before(before_us))
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(_logged(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _logged(work: Coroutine[object, object, None]) -> None:
+    try:
+        await work
+    except Exception:
+        log.exception("a background task failed")

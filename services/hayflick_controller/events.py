@@ -1,0 +1,250 @@
+"""What the controller writes to the audit log. Pure.
+
+Events hold names, numbers and short words. A state snapshot is named by its
+SHA-256 and never enters the log; lists of workers are cut, because each worker
+has events of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from hayflick_controller.clock import seconds
+from hayflick_controller.model import Contract, Event, Exit, Latch, Manifest, Node, Scope, Worker
+from hayflick_rpc.errors import reason_name
+from hayflick_rpc.wire import ID_PATTERN
+
+if TYPE_CHECKING:
+    from hayflick_controller.admission import Denial
+
+MAX_LISTED = 100
+
+Detail = str | int | float | bool | list[str]
+
+
+def contract_created(contract: Contract) -> Event:
+    """A contract exists from now on."""
+    policy = contract.policy
+    return Event(
+        "audit",
+        contract.create_us,
+        contract_id=contract.contract_id,
+        details={
+            "decision": "contract_created",
+            "display_name": policy.display_name,
+            "max_depth": policy.max_depth,
+            "max_replicas": policy.max_replicas,
+            "cooldown_seconds": seconds(policy.cooldown_us),
+            "expiration_seconds": seconds(policy.expiration_us or 0),
+            "stop_conditions": [condition.name for condition in policy.stop_conditions],
+            "key_id": contract.key_id,
+        },
+    )
+
+
+def replication_requested(manifest: Manifest, root_id: str, reason: str) -> Event:
+    """A manifest was issued; its slot is reserved."""
+    details = _manifest(manifest)
+    details["decision"] = "replication_requested"
+    if reason:
+        details["reason"] = reason
+    return Event(
+        "audit",
+        manifest.issue_us,
+        contract_id=manifest.contract_id,
+        worker_id=manifest.worker_id,
+        parent_id=manifest.parent_id,
+        root_id=root_id,
+        details=details,
+    )
+
+
+def denied(
+    denial: Denial,
+    now_us: int,
+    *,
+    contract_id: str,
+    parent_id: str = "",
+    root_id: str = "",
+    manifest: Manifest | None = None,
+    reason: str = "",
+) -> Event:
+    """A birth was refused.
+
+    Identifiers from a manifest that may be forged are kept only where they have
+    the form of one.
+    """
+    details: dict[str, Detail] = {
+        "decision": denial.decision,
+        "denial": reason_name(denial.reason),
+        "at": "issue" if manifest is None else "register",
+        **denial.metadata,
+    }
+    if reason:
+        details["reason"] = reason
+    if manifest is not None:
+        details["manifest_id"] = manifest.manifest_id[:64]
+    return Event(
+        "audit",
+        now_us,
+        contract_id=_identifier(contract_id),
+        worker_id=_identifier(manifest.worker_id) if manifest else "",
+        parent_id=_identifier(parent_id),
+        root_id=_identifier(root_id),
+        details=details,
+    )
+
+
+def worker_registered(worker: Worker) -> Event:
+    """A worker holds a slot from now on, and its node may start it."""
+    details = _manifest(worker.manifest)
+    details["node_id"] = worker.node_id
+    if worker.degraded_layers:
+        details["degraded_layers"] = list(worker.degraded_layers)
+    return _about(worker, "worker_registered", worker.create_us, details)
+
+
+def worker_shutdown(worker: Worker, exit_: Exit, recorded_us: int) -> Event:
+    """A worker's processes were seen dead, or its lease has run out.
+
+    ``reason`` is the owner's own word where the owner ended it ("done"), and
+    ``end_reason`` always the classification.
+    """
+    own_words = exit_.detail if exit_.reason.value == "completed" else ""
+    details: dict[str, Detail] = {
+        "reason": own_words or exit_.reason.value,
+        "end_reason": exit_.reason.value,
+        "depth": worker.depth,
+        "node_id": worker.node_id,
+        "cpu_seconds": seconds(worker.usage.cpu_us),
+        "memory_peak_bytes": worker.usage.memory_peak_bytes,
+    }
+    if exit_.detail:
+        details["detail"] = exit_.detail
+    if exit_.signal:
+        details["signal"] = exit_.signal
+    if exit_.exit_code:
+        details["exit_code"] = exit_.exit_code
+    return _about(worker, "worker_shutdown", recorded_us, details)
+
+
+def undone(what: str, manifest: Manifest, now_us: int) -> Event:
+    """A decision could not be recorded in time and was taken back."""
+    return Event(
+        "audit",
+        now_us,
+        contract_id=manifest.contract_id,
+        worker_id=manifest.worker_id,
+        parent_id=manifest.parent_id,
+        details={
+            "decision": f"{what}_undone",
+            "reason": "audit_unavailable",
+            "manifest_id": manifest.manifest_id,
+        },
+    )
+
+
+def reservations_returned(contract_id: str, count: int, now_us: int) -> Event:
+    """Manifests were not registered in their time; their slots are free again."""
+    return Event(
+        "audit",
+        now_us,
+        contract_id=contract_id,
+        details={"decision": "reservations_returned", "count": count},
+    )
+
+
+def latch_changed(
+    decision: str, latch: Latch, *, contract_id: str = "", workers: Iterable[Worker] = ()
+) -> Event:
+    """A kill switch or a quarantine was engaged or released."""
+    listed = list(workers)
+    subject = latch.scope.id if latch.scope.kind.value in ("worker", "quarantine") else ""
+    return Event(
+        "audit",
+        latch.change_us,
+        contract_id=contract_id,
+        worker_id=subject,
+        details={
+            "decision": decision,
+            "scope": latch.scope.key,
+            "epoch": latch.epoch,
+            "reason": latch.reason,
+            "worker_count": len(listed),
+            "worker_ids": [worker.worker_id for worker in listed[:MAX_LISTED]],
+        },
+    )
+
+
+def killed(
+    scope: Scope, contract_id: str, *, dead: int, unconfirmed: int, now_us: int, elapsed_us: int
+) -> Event:
+    """What a kill switch had done when it answered."""
+    return Event(
+        "audit",
+        now_us,
+        contract_id=contract_id,
+        worker_id=scope.id if scope.kind.value == "worker" else "",
+        details={
+            "decision": "kill_switch_confirmed",
+            "scope": scope.key,
+            "dead_count": dead,
+            "unconfirmed_count": unconfirmed,
+            "elapsed_seconds": seconds(elapsed_us),
+        },
+    )
+
+
+def reaped(worker: Worker, silent_us: int, now_us: int) -> Event:
+    """A worker was silent too long and is being ended."""
+    return _about(
+        worker, "audit", now_us, {"decision": "reap_stale", "silent_seconds": seconds(max(0, silent_us))}
+    )
+
+
+def node_connected(node: Node, worker_count: int) -> Event:
+    """A node may launch workers from now on."""
+    return Event(
+        "node_connected",
+        node.connect_us,
+        details={
+            "node_id": node.node_id,
+            "address": node.address,
+            "python_version": node.python_version,
+            "worker_count": worker_count,
+        },
+    )
+
+
+def node_disconnected(node_id: str, now_us: int, reason: str) -> Event:
+    """A node's stream ended; its lease runs."""
+    return Event("node_disconnected", now_us, details={"node_id": node_id, "reason": reason})
+
+
+def _manifest(manifest: Manifest) -> dict[str, Detail]:
+    return {
+        "manifest_id": manifest.manifest_id,
+        "depth": manifest.depth,
+        "epoch": manifest.epoch,
+        "cpu_millis": manifest.resources.cpu_millis,
+        "memory_limit_bytes": manifest.resources.memory_limit_bytes,
+        "state_snapshot_sha256": hashlib.sha256(manifest.state_snapshot_json.encode()).hexdigest(),
+    }
+
+
+def _about(worker: Worker, event: str, timestamp_us: int, details: dict[str, Detail]) -> Event:
+    return Event(
+        event,
+        timestamp_us,
+        contract_id=worker.contract_id,
+        worker_id=worker.worker_id,
+        parent_id=worker.parent_id,
+        root_id=worker.root_id,
+        details=details,
+    )
+
+
+def _identifier(value: str) -> str:
+    return value if ID_PATTERN.fullmatch(value) else ""

@@ -1,0 +1,220 @@
+"""The kill switch: a durable latch first, then orders, then confirmation.
+
+It acts also when the logger is away. Containment comes before the record; the
+events wait in the outbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from hayflick.v1 import controller_pb2
+from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick_controller import ends, events, render
+from hayflick_controller.clock import Clock, seconds
+from hayflick_controller.decisions import Decisions, Form, Request
+from hayflick_controller.model import EndReason, Latch, Scope, ScopeKind, Worker
+from hayflick_controller.pursuit import Kill, Pursuit
+from hayflick_rpc.errors import HayflickError
+
+if TYPE_CHECKING:
+    from hayflick_controller.admission import Denial
+    from hayflick_controller.links import Link, Result
+    from hayflick_controller.roster import Roster
+    from hayflick_controller.store import Tx
+
+Response = controller_pb2.EngageKillSwitchResponse
+
+
+@dataclass(frozen=True, slots=True)
+class _Engaged:
+    latch: Latch
+    targets: tuple[Worker, ...]
+    answer: Response | None = None
+
+
+class KillSwitch:
+    """See the module."""
+
+    def __init__(self, decisions: Decisions, pursuit: Pursuit, roster: Roster, clock: Clock) -> None:
+        self._decisions = decisions
+        self._pursuit = pursuit
+        self._roster = roster
+        self._clock = clock
+
+    async def engage(self, request: Request, scope: Scope, reason: str, timeout_us: int) -> Response:
+        """Forbid births in *scope*, end its workers, and say which are dead after *timeout_us* at most.
+
+        Raises:
+            HayflickError: CONTRACT_UNKNOWN, WORKER_UNKNOWN; REQUEST_ID_REUSED.
+        """
+        return await self._decisions.finish(self._engage(request, scope, reason, timeout_us))
+
+    async def release(
+        self, request: Request, scope: Scope, reason: str
+    ) -> controller_pb2.ReleaseKillSwitchResponse:
+        """Allow births in *scope* again, in a new epoch.
+
+        Raises:
+            HayflickError: CONTRACT_UNKNOWN, WORKER_UNKNOWN; AUDIT_UNAVAILABLE.
+        """
+
+        def release(tx: Tx) -> Latch | Denial:
+            contract_id, _ = subject(tx, scope)
+            known = tx.latches([scope]).get(scope, Latch(scope))
+            latch = self._turn(known, reason, engaged=False)
+            tx.put_latch(latch)
+            tx.record(events.latch_changed("kill_switch_released", latch, contract_id=contract_id))
+            return latch
+
+        def undo(tx: Tx, latch: Latch) -> None:
+            again = self._turn(latch, "its release could not be recorded", engaged=True)
+            tx.put_latch(again)
+            contract_id, _ = subject(tx, scope)
+            tx.record(events.latch_changed("kill_switch_engaged", again, contract_id=contract_id))
+
+        form = Form[Latch, controller_pb2.ReleaseKillSwitchResponse](
+            controller_pb2.ReleaseKillSwitchResponse,
+            lambda latch: controller_pb2.ReleaseKillSwitchResponse(kill_switch=render.latch(latch)),
+        )
+        return await self._decisions.take(request, release, form, undo=undo, durable=True)
+
+    async def _engage(self, request: Request, scope: Scope, reason: str, timeout_us: int) -> Response:
+        def latch_down(tx: Tx) -> _Engaged:
+            contract_id, path = subject(tx, scope)
+            targets = tuple(_within(tx, scope, path))
+            known = self._decisions.check_repeated(tx, request)
+            if known is not None:
+                latch = tx.latches([scope]).get(scope, Latch(scope))
+                answer = None if known.body is None else Response.FromString(known.body)
+                return _Engaged(latch, targets, answer)
+            latch = self._turn(tx.latches([scope]).get(scope, Latch(scope)), reason, engaged=True)
+            tx.put_latch(latch)
+            tx.return_reserved(scope, path)
+            ends.stop(tx, targets, EndReason.KILL_SWITCH, reason)
+            tx.record(
+                events.latch_changed("kill_switch_engaged", latch, contract_id=contract_id, workers=targets)
+            )
+            self._decisions.remember(tx, request, None)
+            return _Engaged(latch, targets)
+
+        engaged = await self._decisions.record(latch_down, durable=True)
+        if engaged.answer is not None:
+            return engaged.answer
+        start_us = self._clock()
+        response = await self._carry_out(engaged, timeout_us, start_us)
+
+        def complete(tx: Tx) -> int:
+            contract_id, _ = subject(tx, scope)
+            elapsed_us = max(0, self._clock() - start_us)
+            tx.record(
+                events.killed(
+                    scope,
+                    contract_id,
+                    dead=len(response.worker_ids),
+                    unconfirmed=len(response.unconfirmed_worker_ids),
+                    now_us=self._clock(),
+                    elapsed_us=elapsed_us,
+                )
+            )
+            tx.complete(request.request_id, response.SerializeToString(), tx.position)
+            return tx.position
+
+        await self._decisions.wait_recorded(await self._decisions.record(complete))
+        return response
+
+    async def _carry_out(self, engaged: _Engaged, timeout_us: int, start_us: int) -> Response:
+        latch = engaged.latch
+        departures = self._roster.watch_departures(worker.worker_id for worker in engaged.targets)
+        links = [link for link in self._pursuit.links.values() if not link.closed]
+        orders = {link.node_id: self._order(link, latch, engaged.targets) for link in links}
+        try:
+            async with asyncio.timeout(seconds(timeout_us)):
+                await asyncio.gather(departures.wait(), *map(asyncio.shield, orders.values()))
+        except TimeoutError:
+            pass  # those who remain stay STOPPING, and are pursued
+        finally:
+            self._roster.forget(departures)
+        unconfirmed = departures.remaining
+        return Response(
+            kill_switch=render.latch(latch),
+            active_before=len(engaged.targets),
+            worker_ids=[
+                worker.worker_id for worker in engaged.targets if worker.worker_id not in unconfirmed
+            ],
+            unconfirmed_worker_ids=sorted(unconfirmed),
+            nodes=[_node_kill(node_id, order) for node_id, order in sorted(orders.items())],
+            elapsed=render.length(max(0, self._clock() - start_us)),
+        )
+
+    def _order(self, link: Link, latch: Latch, targets: Sequence[Worker]) -> asyncio.Task[Result | None]:
+        # Nodes without a known worker are told too: one may be under way to them.
+        ids = tuple(worker.worker_id for worker in targets if worker.node_id == link.node_id)
+        return self._pursuit.kill(link, Kill(latch.scope, EndReason.KILL_SWITCH, latch.reason, ids))
+
+    def _turn(self, latch: Latch, reason: str, *, engaged: bool) -> Latch:
+        return replace(latch, engaged=engaged, epoch=latch.epoch + 1, reason=reason, change_us=self._clock())
+
+
+def subject(tx: Tx, scope: Scope) -> tuple[str, str]:
+    """Return the contract that *scope* lies in, and the path of its worker; "" where there is none.
+
+    Raises:
+        HayflickError: CONTRACT_UNKNOWN, WORKER_UNKNOWN.
+    """
+    match scope.kind:
+        case ScopeKind.EVERYTHING:
+            return "", ""
+        case ScopeKind.CONTRACT:
+            if tx.contract(scope.id, lock=True) is None:
+                raise HayflickError(
+                    ErrorReason.ERROR_REASON_CONTRACT_UNKNOWN,
+                    f"scope.contract_id: there is no contract {scope.id}",
+                    metadata={"contract_id": scope.id, "field": "scope.contract_id"},
+                )
+            return scope.id, ""
+        case _:
+            worker = require_worker(tx, scope.id, "scope.worker_id")
+            tx.contract(worker.contract_id, lock=True)
+            return worker.contract_id, worker.path
+
+
+def require_worker(tx: Tx, worker_id: str, field: str = "worker_id") -> Worker:
+    """Return a worker, live or ended.
+
+    Raises:
+        HayflickError: WORKER_UNKNOWN.
+    """
+    worker = tx.worker(worker_id)
+    if worker is None:
+        raise HayflickError(
+            ErrorReason.ERROR_REASON_WORKER_UNKNOWN,
+            f"{field}: there is no worker {worker_id}",
+            metadata={"worker_id": worker_id, "field": field},
+        )
+    return worker
+
+
+def _within(tx: Tx, scope: Scope, path: str) -> list[Worker]:
+    match scope.kind:
+        case ScopeKind.EVERYTHING:
+            return tx.live_workers()
+        case ScopeKind.CONTRACT:
+            return tx.live_workers(contract_id=scope.id)
+        case _:
+            return tx.live_workers(path=path)
+
+
+def _node_kill(node_id: str, order: asyncio.Task[Result | None]) -> controller_pb2.NodeKill:
+    result = order.result() if order.done() and not order.cancelled() else None
+    if result is None:
+        return controller_pb2.NodeKill(node_id=node_id, error="did not confirm in time")
+    return controller_pb2.NodeKill(
+        node_id=node_id,
+        confirmed_count=len(result.worker_ids),
+        elapsed=result.elapsed,
+        error=result.error,
+    )

@@ -1,0 +1,342 @@
+"""The nodes: who is connected, whose lease has run out, what each reports.
+
+A node renews its lease with every beat that is acknowledged. Without a renewal
+it ends its own workers when the lease runs out; the controller waits a little
+longer than that and then records them as lost. So a slot is given back only
+when nothing can run in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from hayflick.v1 import controller_pb2
+from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick_controller import ends, events, parse, render
+from hayflick_controller.clock import MICROSECONDS, Clock
+from hayflick_controller.links import Link, gone
+from hayflick_controller.model import EndReason, Exit, Node, State, Worker
+from hayflick_rpc import wire
+from hayflick_rpc.errors import HayflickError, invalid_field
+
+if TYPE_CHECKING:
+    from hayflick_controller.pursuit import Pursuit
+    from hayflick_controller.roster import Roster
+    from hayflick_controller.store import Store, Tx
+
+LEASE_MARGIN_US = MICROSECONDS
+"""How much longer than the lease the controller waits: an acknowledgement may be under way."""
+HELLO_TIMEOUT_SECONDS = 10.0
+MAX_VERSION_CHARS = 16
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """How a node introduced itself, checked."""
+
+    node_id: str
+    address: str
+    worker_ids: tuple[str, ...]
+    python_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What a node is admitted with."""
+
+    link: Link
+    session: str
+    stop_worker_ids: tuple[str, ...]
+
+
+def parse_hello(hello: controller_pb2.NodeHello) -> Hello:
+    """Return *hello* checked.
+
+    Raises:
+        HayflickError: INVALID_FIELD.
+    """
+    if len(hello.worker_ids) > parse.MAX_HELLO_WORKERS:
+        raise invalid_field("hello.worker_ids", f"must be at most {parse.MAX_HELLO_WORKERS}")
+    return Hello(
+        wire.require_id("hello.node_id", hello.node_id),
+        parse.text("hello.address", hello.address, parse.MAX_ADDRESS_CHARS),
+        tuple(hello.worker_ids),
+        parse.text("hello.python_version", hello.python_version, MAX_VERSION_CHARS),
+    )
+
+
+def digest(session: str) -> str:
+    """Return what is kept of a session token: enough to know it again, not enough to be it."""
+    return hashlib.sha256(session.encode()).hexdigest()
+
+
+def require_session(tx: Tx, node_id: str, session: str) -> Node:
+    """Return the node that *session* is the live session of.
+
+    Raises:
+        HayflickError: NODE_SESSION_INVALID.
+    """
+    node = tx.node(node_id)
+    if node is None or not node.connected or not hmac.compare_digest(node.session_digest, digest(session)):
+        raise HayflickError(
+            ErrorReason.ERROR_REASON_NODE_SESSION_INVALID,
+            f"session: is not the live session of node {node_id}; connect again",
+            metadata={"node_id": node_id, "field": "session"},
+        )
+    return node
+
+
+class Nodes:
+    """See the module.
+
+    Args:
+        store: The record.
+        roster: The living.
+        pursuit: Ends workers that a node should not run.
+        clock: The time.
+        lease_us: How long after the last acknowledgement a node's workers may run.
+    """
+
+    def __init__(self, store: Store, roster: Roster, pursuit: Pursuit, clock: Clock, lease_us: int) -> None:
+        self._store = store
+        self._roster = roster
+        self._pursuit = pursuit
+        self._clock = clock
+        self._lease_us = lease_us
+        self._start_us = clock()
+        self._links = pursuit.links
+        self._started: set[str] = set()
+        self._strangers: dict[str, set[str]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Take up the record: no stream survived the controller's own restart."""
+
+        def run(tx: Tx) -> list[Worker]:
+            for node in tx.nodes():
+                if node.connected:
+                    tx.put_node(replace(node, connected=False))
+            return tx.live_workers()
+
+        self._roster.load(await self._store.transact(run))
+
+    async def connect(self, hello: Hello) -> Welcome:
+        """Admit a node.
+
+        Raises:
+            HayflickError: NODE_ALREADY_CONNECTED while another stream of that name lives.
+        """
+        while (before := self._links.get(hello.node_id)) is not None and before.closed:
+            await before.departed.wait()  # its end is being recorded
+        if before is not None:
+            raise HayflickError(
+                ErrorReason.ERROR_REASON_NODE_ALREADY_CONNECTED,
+                f"another orchestrator is connected as {hello.node_id}",
+                metadata={"node_id": hello.node_id},
+            )
+        now_us = self._clock()
+        link = Link(hello.node_id, hello.address, hello.python_version, now_us)
+        self._links[hello.node_id] = link  # before the first await: the name is taken now
+        session = secrets.token_hex(32)
+        node = Node(
+            hello.node_id,
+            digest(session),
+            hello.address,
+            hello.python_version,
+            now_us,
+            now_us,
+            connected=True,
+        )
+
+        def run(tx: Tx) -> tuple[str, ...]:
+            tx.put_node(node)
+            tx.record(events.node_connected(node, len(hello.worker_ids)))
+            return self._reconcile(tx, hello, now_us)
+
+        try:
+            stop_worker_ids = await self._store.transact(run)
+        except BaseException:
+            self._forget(link)
+            raise
+        log.info("node %s connected with %d workers", hello.node_id, len(hello.worker_ids))
+        return Welcome(link, session, stop_worker_ids)
+
+    async def disconnect(self, link: Link, reason: str) -> None:
+        """Record that a node's stream ended; its lease runs on from its last acknowledgement."""
+        link.close()
+        now_us = self._clock()
+
+        def run(tx: Tx) -> None:
+            node = tx.node(link.node_id)
+            if node is not None and node.connect_us == link.connect_us:
+                tx.put_node(replace(node, connected=False, last_ack_us=link.last_ack_us))
+                tx.record(events.node_disconnected(link.node_id, now_us, reason))
+
+        try:
+            await self._store.transact(run)
+        finally:
+            self._forget(link)
+        log.info("node %s disconnected: %s", link.node_id, reason)
+
+    def beat(self, link: Link, beat: controller_pb2.NodeBeat) -> None:
+        """Take a beat, and acknowledge it.
+
+        Raises:
+            HayflickError: INVALID_FIELD when the beat is malformed or out of order.
+        """
+        if beat.sequence <= link.sequence:
+            raise invalid_field("beat.sequence", "must rise with each beat")
+        if len(beat.workers) > parse.MAX_BEATS:
+            raise invalid_field("beat.workers", f"must be at most {parse.MAX_BEATS}")
+        now_us = self._clock()
+        for worker in beat.workers:
+            state = self._roster.state_on(link.node_id, worker.worker_id)
+            if state is None:
+                self._strangers.setdefault(link.node_id, set()).add(worker.worker_id)
+                continue
+            usage = parse.usage("beat.workers.usage", worker.usage)
+            self._roster.beat(worker.worker_id, now_us, usage)
+            if state is State.STARTING and render.state_from_wire(worker.state) is State.RUNNING:
+                self._started.add(worker.worker_id)
+        link.sequence = beat.sequence
+        link.last_beat_us = now_us
+        link.worker_count = len(beat.workers)
+        link.last_ack_us = now_us
+        link.send(controller_pb2.ConnectNodeResponse(ack=controller_pb2.BeatAck(sequence=beat.sequence)))
+        if self._started or self._strangers:
+            self._spawn()
+
+    def connected(self) -> list[Link]:
+        """Return the live links, by name."""
+        return [self._links[name] for name in sorted(self._links) if not self._links[name].closed]
+
+    def page(self, page_size: int, page_token: str) -> controller_pb2.ListNodesResponse:
+        """Return a page of connected nodes, by name.
+
+        Raises:
+            HayflickError: INVALID_FIELD; PAGE_TOKEN_INVALID.
+        """
+        limit = wire.page_size(page_size)
+        mark = wire.fingerprint("nodes")
+        position = wire.decode_page_token(page_token, mark)
+        after = "" if position is None else str(position[0])
+        links = [link for link in self.connected() if link.node_id > after]
+        page = controller_pb2.ListNodesResponse(nodes=[render.node(link) for link in links[:limit]])
+        if len(links) > limit:
+            page.next_page_token = wire.encode_page_token(mark, links[limit - 1].node_id)
+        return page
+
+    def cut_silent(self) -> None:
+        """End the streams of nodes that have not beaten for a whole lease."""
+        now_us = self._clock()
+        for link in self.connected():
+            if now_us - link.last_beat_us > self._lease_us:
+                link.close(gone(link.node_id, "sent no beat for a whole lease"))
+
+    async def record_lost(self) -> list[str]:
+        """Record the workers of nodes whose lease has run out as lost; return their ids."""
+        now_us = self._clock()
+        deadline_us = now_us - self._lease_us - LEASE_MARGIN_US
+        connected = {link.node_id for link in self.connected()}
+
+        def run(tx: Tx) -> list[str]:
+            lost: list[str] = []
+            for node in tx.nodes():
+                # A controller that was away acknowledged nothing that it has
+                # not written; it grants every node a whole lease from its start.
+                if node.node_id in connected or max(node.last_ack_us, self._start_us) > deadline_us:
+                    continue
+                workers = tx.live_workers(node_id=node.node_id)
+                lost += [worker.worker_id for worker in workers]
+                ends.end(tx, _lost(workers, now_us, "lease ran out"), now_us, self._roster.freshen)
+            return lost
+
+        return await self._store.transact(run)
+
+    async def write_beats(self) -> None:
+        """Write what was heard since the last time to the database, in one transaction."""
+        beats = self._roster.unwritten()
+        acks = [(link.node_id, link.last_ack_us) for link in self.connected()]
+
+        def run(tx: Tx) -> None:
+            tx.beat(beats)
+            tx.touch_nodes(acks)
+
+        if beats or acks:
+            await self._store.transact(run)
+
+    def close(self) -> None:
+        """End every stream: the service stops."""
+        for link in self.connected():
+            link.close(
+                HayflickError(ErrorReason.ERROR_REASON_SHUTTING_DOWN, "the controller is shutting down")
+            )
+
+    def _reconcile(self, tx: Tx, hello: Hello, now_us: int) -> tuple[str, ...]:
+        """Bring the record and the node's word together; return what the node must end."""
+        recorded = tx.live_workers(node_id=hello.node_id)
+        named = set(hello.worker_ids)
+        missing = [worker for worker in recorded if worker.worker_id not in named]
+        ends.end(tx, _lost(missing, now_us, "its node no longer runs it"), now_us, self._roster.freshen)
+        # Read again: what descends from the missing is STOPPING now.
+        may_run = {
+            worker.worker_id
+            for worker in tx.live_workers(node_id=hello.node_id)
+            if worker.state is not State.STOPPING
+        }
+        return tuple(sorted(named - may_run))
+
+    def _spawn(self) -> None:
+        task = asyncio.create_task(self._settle_beats())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _settle_beats(self) -> None:
+        """Write who began to run, and end who should not."""
+        started, self._started = self._started, set()
+        strangers, self._strangers = self._strangers, {}
+
+        def run(tx: Tx) -> dict[str, list[str]]:
+            found = [tx.worker(worker_id) for worker_id in started]
+            tx.update_states(
+                [
+                    replace(worker, state=State.RUNNING)
+                    for worker in found
+                    if worker is not None and worker.state is State.STARTING
+                ]
+            )
+            return {
+                node_id: [worker_id for worker_id in ids if not _lives_on(tx, node_id, worker_id)]
+                for node_id, ids in strangers.items()
+            }
+
+        try:
+            for node_id, ids in (await self._store.transact(run)).items():
+                if ids:
+                    log.warning("node %s beats for %d workers that may not run", node_id, len(ids))
+                    self._pursuit.evict(node_id, ids)
+        except HayflickError as error:
+            log.warning("beats were not settled: %s", error.message)  # the next beats say it again
+
+    def _forget(self, link: Link) -> None:
+        if self._links.get(link.node_id) is link:
+            del self._links[link.node_id]
+        link.departed.set()
+
+
+def _lost(workers: Iterable[Worker], now_us: int, detail: str) -> list[tuple[Worker, Exit]]:
+    return [(worker, Exit(EndReason.NODE_LOST, now_us, detail)) for worker in workers]
+
+
+def _lives_on(tx: Tx, node_id: str, worker_id: str) -> bool:
+    worker = tx.worker(worker_id)
+    return worker is not None and worker.live and worker.node_id == node_id

@@ -1,0 +1,196 @@
+"""Ending workers: orders to their nodes, again and again, until each is seen dead.
+
+What must end is in the database (STOPPING), so a pursuit survives the controller.
+A node's confirmation, a node's own report, or the end of its lease, whichever
+comes first, records the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hayflick.v1 import controller_pb2
+from hayflick_controller import ends, lineage, render
+from hayflick_controller.model import EndReason, Latch, Scope, ScopeKind, Worker
+from hayflick_rpc.errors import HayflickError
+
+if TYPE_CHECKING:
+    from hayflick_controller.clock import Clock
+    from hayflick_controller.links import Link, Result
+    from hayflick_controller.roster import Roster
+    from hayflick_controller.store import Store, Tx
+
+ORDER_TIMEOUT_SECONDS = 10.0
+"""When an order without a result is given again."""
+TICK_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """One order to one node."""
+
+    scope: Scope
+    reason: EndReason
+    detail: str
+    worker_ids: tuple[str, ...]
+
+
+class Pursuit:
+    """See the module.
+
+    Attributes:
+        links: The live streams, by node.
+    """
+
+    def __init__(self, store: Store, roster: Roster, clock: Clock) -> None:
+        self.links: dict[str, Link] = {}
+        self._store = store
+        self._roster = roster
+        self._clock = clock
+        self._ordered: set[tuple[str, str]] = set()
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[Result | None]] = set()
+
+    def kick(self) -> None:
+        """Look for workers to end now rather than at the next tick."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Pursue until cancelled."""
+        while True:
+            try:
+                await self._give_orders()
+            except HayflickError as error:
+                log.warning("pursuit pauses: %s", error.message)
+            try:
+                async with asyncio.timeout(TICK_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+
+    async def close(self) -> None:
+        """Stop waiting for results; what is STOPPING is pursued by the next start."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def kill(self, link: Link, kill: Kill) -> asyncio.Task[Result | None]:
+        """Give an order; the task returns its result once the ends are recorded, or ``None``."""
+        ordered = {(link.node_id, worker_id) for worker_id in kill.worker_ids}
+        self._ordered |= ordered
+        task = asyncio.create_task(self._carry(link, kill))
+        self._tasks.add(task)
+
+        def done(finished: asyncio.Task[Result | None]) -> None:
+            self._tasks.discard(finished)
+            self._ordered -= ordered
+
+        task.add_done_callback(done)
+        return task
+
+    def evict(self, node_id: str, worker_ids: Sequence[str]) -> None:
+        """End what a node runs and should not: the record has it as ended, or never had it."""
+        link = self.links.get(node_id)
+        for worker_id in worker_ids:
+            if link is not None and (node_id, worker_id) not in self._ordered:
+                scope = Scope(ScopeKind.WORKER, worker_id)
+                self.kill(link, Kill(scope, EndReason.KILLED, "not in the controller's record", (worker_id,)))
+
+    async def _give_orders(self) -> None:
+        def read(tx: Tx) -> tuple[list[Worker], list[Latch]]:
+            stopping = tx.live_workers(stopping=True)
+            return stopping, tx.engaged() if stopping else []
+
+        stopping, latches = await self._store.transact(read)
+        by_node: defaultdict[str, list[Worker]] = defaultdict(list)
+        for worker in stopping:
+            if (worker.node_id, worker.worker_id) not in self._ordered:
+                by_node[worker.node_id].append(worker)
+        for node_id, workers in by_node.items():
+            link = self.links.get(node_id)
+            if link is None or link.closed:
+                continue  # its lease runs out, or it returns and its hello is answered
+            for kill in plan(workers, latches):
+                self.kill(link, kill)
+
+    async def _carry(self, link: Link, kill: Kill) -> Result | None:
+        future = link.order(
+            controller_pb2.Order(
+                kill=controller_pb2.KillOrder(
+                    scope=render.scope(kill.scope),
+                    reason=render.end_reason(kill.reason),
+                    detail=kill.detail,
+                    worker_ids=kill.worker_ids,
+                )
+            )
+        )
+        try:
+            async with asyncio.timeout(ORDER_TIMEOUT_SECONDS):
+                result = await future
+            await self._record(link.node_id, result.worker_ids, kill.reason)
+        except (TimeoutError, HayflickError) as error:
+            log.warning("node %s did not confirm a kill: %s", link.node_id, str(error) or "no answer in time")
+            return None
+        if result.error or result.unconfirmed_worker_ids:
+            log.warning(
+                "node %s could not confirm %d workers dead: %s",
+                link.node_id,
+                len(result.unconfirmed_worker_ids),
+                result.error,
+            )
+        return result
+
+    async def _record(self, node_id: str, dead: Sequence[str], reason: EndReason) -> None:
+        now_us = self._clock()
+
+        def run(tx: Tx) -> None:
+            found = [tx.worker(worker_id) for worker_id in dead]
+            ended = [
+                (worker, ends.exit_of(worker, now_us, reason))
+                for worker in found
+                if worker is not None and worker.node_id == node_id
+            ]
+            ends.end(tx, ended, now_us, self._roster.freshen)
+
+        if dead:
+            await self._store.transact(run)
+            self.kick()  # their descendants on other nodes
+
+
+def plan(workers: Sequence[Worker], latches: Sequence[Latch]) -> list[Kill]:
+    """Return the orders that end *workers*, all of one node: as few and as wide as their causes allow."""
+    kills: list[Kill] = []
+    rest = list(workers)
+    for latch in latches:  # "contract/" sorts before "everything" and that before "worker/"
+        covered = [worker for worker in rest if _covers(latch.scope, worker)]
+        if covered:
+            ids = tuple(worker.worker_id for worker in covered)
+            kills.append(Kill(latch.scope, EndReason.KILL_SWITCH, latch.reason, ids))
+            rest = [worker for worker in rest if worker not in covered]
+    for top in lineage.topmost(rest):
+        family = [worker.worker_id for worker in rest if lineage.covers(top.path, worker.path)]
+        scope = Scope(ScopeKind.WORKER, top.worker_id)
+        reason = top.stop_reason or EndReason.KILLED
+        kills.append(Kill(scope, reason, top.stop_detail, tuple(family)))
+    return kills
+
+
+def _covers(scope: Scope, worker: Worker) -> bool:
+    match scope.kind:
+        case ScopeKind.EVERYTHING:
+            return True
+        case ScopeKind.CONTRACT:
+            return worker.contract_id == scope.id
+        case ScopeKind.WORKER:
+            return scope.id in lineage.members(worker.path)
+        case ScopeKind.QUARANTINE:
+            return False

@@ -1,0 +1,101 @@
+"""The living, in memory: who beats where, and what was last heard of each.
+
+Nothing is decided by it. It follows the commits, and it holds the beats between
+two writes to the database, so that thousands of them a second cost no
+transaction each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hayflick_controller.store.protocol import Beat
+
+if TYPE_CHECKING:
+    from hayflick_controller.model import State, Usage, Worker
+    from hayflick_controller.store import Commit
+
+
+class Departures:
+    """Waits until every one of some workers has ended."""
+
+    def __init__(self, worker_ids: Iterable[str]) -> None:
+        self.remaining = set(worker_ids)
+        self._done = asyncio.Event()
+        self._check()
+
+    def ended(self, worker_id: str) -> None:
+        """Count a worker as ended."""
+        self.remaining.discard(worker_id)
+        self._check()
+
+    async def wait(self) -> None:
+        """Return when none remains."""
+        await self._done.wait()
+
+    def _check(self) -> None:
+        if not self.remaining:
+            self._done.set()
+
+
+class Roster:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, tuple[str, State]] = {}
+        self._beats: dict[str, Beat] = {}
+        self._unwritten: set[str] = set()
+        self._departures: set[Departures] = set()
+
+    def load(self, workers: Iterable[Worker]) -> None:
+        """Take those who live when the controller starts."""
+        for worker in workers:
+            self._workers[worker.worker_id] = (worker.node_id, worker.state)
+
+    def follow(self, commit: Commit) -> None:
+        """Take what a commit changed; called in the order of commits."""
+        for worker in commit.workers:
+            if worker.live:
+                self._workers[worker.worker_id] = (worker.node_id, worker.state)
+                continue
+            self._workers.pop(worker.worker_id, None)
+            self._beats.pop(worker.worker_id, None)
+            self._unwritten.discard(worker.worker_id)
+            for departures in self._departures:
+                departures.ended(worker.worker_id)
+
+    def state_on(self, node_id: str, worker_id: str) -> State | None:
+        """Return a worker's state if it lives on this node."""
+        node, state = self._workers.get(worker_id, ("", None))
+        return state if node == node_id else None
+
+    def beat(self, worker_id: str, heard_us: int, usage: Usage) -> None:
+        """Take a beat of a live worker."""
+        self._beats[worker_id] = Beat(worker_id, heard_us, usage)
+        self._unwritten.add(worker_id)
+
+    def unwritten(self) -> list[Beat]:
+        """Return the beats that the database does not have yet, and count them as written."""
+        beats = [self._beats[worker_id] for worker_id in self._unwritten]
+        self._unwritten.clear()
+        return beats
+
+    def freshen(self, worker: Worker) -> Worker:
+        """Return *worker* with what was heard since its record was written."""
+        beat = self._beats.get(worker.worker_id)
+        if beat is None or beat.last_heartbeat_us <= worker.last_heartbeat_us:
+            return worker
+        return replace(worker, last_heartbeat_us=beat.last_heartbeat_us, usage=beat.usage)
+
+    def watch_departures(self, worker_ids: Iterable[str]) -> Departures:
+        """Return something that waits for the end of live workers; give it back to :meth:`forget`."""
+        departures = Departures(worker_id for worker_id in worker_ids if worker_id in self._workers)
+        self._departures.add(departures)
+        return departures
+
+    def forget(self, departures: Departures) -> None:
+        """Stop counting for *departures*."""
+        self._departures.discard(departures)

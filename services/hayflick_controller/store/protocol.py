@@ -1,0 +1,281 @@
+"""What the controller asks of a database; ``tests/contract`` is the suite any store must pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from hayflick_controller.conditions import Family
+    from hayflick_controller.model import (
+        Answer,
+        Contract,
+        Event,
+        Latch,
+        Manifest,
+        ManifestStatus,
+        Node,
+        Scope,
+        State,
+        Usage,
+        Worker,
+    )
+
+T = TypeVar("T")
+
+BOOT_SHIFT = 40
+"""A position is ``boot << 40 | sequence``: it orders events across restarts, and sequences start at 1 anew.
+
+A store that lost its last, unsynchronised commits to a power cut hands out the
+same sequences again; in a new boot they belong to another source, so that the
+logger never takes a new event for one that it knows.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who the controller is: a name for life, and how often it has started."""
+
+    controller_id: str
+    boot: int
+
+    @property
+    def source(self) -> str:
+        """What the controller's events are sent as in this boot."""
+        return source_of(self.controller_id, self.boot)
+
+
+def source_of(controller_id: str, boot: int) -> str:
+    """Return the name under which events of one boot are sent to the logger."""
+    return f"controller/{controller_id}/{boot}"
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """An event in the outbox: serialised ``hayflick.v1.Event``, at its position."""
+
+    position: int
+    body: bytes
+
+    @staticmethod
+    def position_of(boot: int, sequence: int) -> int:
+        """Return the position of an event."""
+        return boot << BOOT_SHIFT | sequence
+
+    @property
+    def boot(self) -> int:
+        """The start of the controller that recorded it."""
+        return self.position >> BOOT_SHIFT
+
+    @property
+    def sequence(self) -> int:
+        """Its place among the events of its boot, from 1."""
+        return self.position & ((1 << BOOT_SHIFT) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What a transaction did, told after it committed, in the order of commits."""
+
+    events: tuple[Queued, ...] = ()
+    workers: tuple[Worker, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What was last heard of a worker."""
+
+    worker_id: str
+    last_heartbeat_us: int
+    usage: Usage
+
+
+class Tx(Protocol):
+    """One transaction. Its methods run on the database's thread and block it."""
+
+    # Requests
+
+    def answer(self, request_id: str) -> Answer | None:
+        """Return what *request_id* was answered with, if it was seen before."""
+
+    def remember(self, answer: Answer) -> None:
+        """Keep the answer to a request that was not seen before."""
+
+    def complete(self, request_id: str, body: bytes, position: int) -> None:
+        """Fill in the answer to a request that was remembered without one."""
+
+    def forget(self, request_id: str) -> None:
+        """Drop the answer to *request_id*, so that it can be decided anew."""
+
+    def forget_before(self, create_us: int) -> int:
+        """Drop answers, and manifests that can no longer be used, older than *create_us*; count them."""
+
+    # Contracts
+
+    def add_contract(self, contract: Contract, secret: bytes) -> None:
+        """Add *contract* and the secret of its key."""
+
+    def contract(self, contract_id: str, *, lock: bool = False) -> Contract | None:
+        """Return a contract; with *lock*, no other transaction changes its population until this one ends."""
+
+    def contracts(self, before: tuple[int, str] | None, limit: int) -> list[Contract]:
+        """Return at most *limit* contracts, newest first, that come after (create_us, id) *before*."""
+
+    def secret(self, key_id: str, contract_id: str) -> bytes | None:
+        """Return the secret of a contract's key."""
+
+    # Latches
+
+    def latches(self, scopes: Iterable[Scope]) -> dict[Scope, Latch]:
+        """Return the latches over *scopes* that were ever engaged."""
+
+    def engaged(self) -> list[Latch]:
+        """Return every latch that is engaged."""
+
+    def put_latch(self, latch: Latch) -> None:
+        """Add or replace *latch*."""
+
+    # Manifests
+
+    def add_manifest(self, manifest: Manifest) -> None:
+        """Add a manifest as RESERVED and count its slot as reserved."""
+
+    def manifest(
+        self, manifest_id: str, *, with_snapshot: bool = False
+    ) -> tuple[Manifest, ManifestStatus] | None:
+        """Return a manifest and what became of it."""
+
+    def settle(self, manifest_id: str, status: ManifestStatus) -> None:
+        """Move a manifest to *status*, keeping its contract's count of reserved slots right."""
+
+    def return_expired(self, now_us: int, contract_id: str | None = None) -> dict[str, int]:
+        """Give back every slot whose manifest's time is over; return how many, by contract."""
+
+    def return_reserved(self, scope: Scope, path: str = "") -> dict[str, int]:
+        """Give back every slot reserved under *scope* (a worker's has a *path*); count them by contract."""
+
+    def last_reservation_us(self, parent_id: str, now_us: int) -> int | None:
+        """Return when the newest manifest for a child of *parent_id* that is still good was issued."""
+
+    # Workers
+
+    def add_worker(self, worker: Worker) -> None:
+        """Add a live worker and count its slot."""
+
+    def remove_worker(self, worker: Worker) -> None:
+        """Take back :meth:`add_worker`, for a birth that could not be recorded."""
+
+    def worker(self, worker_id: str, *, with_snapshot: bool = False) -> Worker | None:
+        """Return a worker, live or ended."""
+
+    def workers(
+        self,
+        *,
+        after: tuple[int, str] | None,
+        limit: int,
+        contract_id: str = "",
+        states: Sequence[State] = (),
+    ) -> list[Worker]:
+        """Return at most *limit* workers, oldest first, that come after (create_us, id) *after*."""
+
+    def live_workers(
+        self,
+        *,
+        contract_id: str = "",
+        node_id: str = "",
+        path: str = "",
+        roots: Iterable[str] | None = None,
+        stopping: bool = False,
+    ) -> list[Worker]:
+        """Return the live workers for which every condition given holds.
+
+        Args:
+            contract_id: Of this contract.
+            node_id: On this node.
+            path: The worker at this path and its descendants.
+            roots: Of the family trees of these roots.
+            stopping: In STOPPING.
+        """
+
+    def descendants(self, path: str) -> list[Worker]:
+        """Return every worker below *path*, live and ended, parents first."""
+
+    def last_birth_us(self, parent_id: str) -> int | None:
+        """Return when the newest child of *parent_id* that did not fail to launch was registered."""
+
+    def family(self, root_id: str, parent_id: str) -> Family:
+        """Count the live workers of a tree, and among them the children of *parent_id*."""
+
+    def update_states(self, workers: Sequence[Worker]) -> None:
+        """Write state, stop_reason and stop_detail of *workers*."""
+
+    def end_workers(self, workers: Sequence[Worker]) -> None:
+        """Write *workers*, which carry an exit, as ENDED, and give back their slots."""
+
+    def beat(self, beats: Sequence[Beat]) -> None:
+        """Write what was last heard of live workers."""
+
+    # Nodes
+
+    def node(self, node_id: str) -> Node | None:
+        """Return a node that connected once."""
+
+    def put_node(self, node: Node) -> None:
+        """Add or replace *node*."""
+
+    def nodes(self) -> list[Node]:
+        """Return every node that connected once."""
+
+    def touch_nodes(self, acks: Sequence[tuple[str, int]]) -> None:
+        """Write when each node's (id, last_ack_us) last beat was acknowledged."""
+
+    # The outbox
+
+    @property
+    def position(self) -> int:
+        """The position of the newest event that any transaction recorded, this one's included."""
+
+    def record(self, event: Event) -> None:
+        """Put *event* in the outbox, at the next position."""
+
+    def queued(self, after: int, limit: int) -> list[Queued]:
+        """Return at most *limit* events past position *after*, in order."""
+
+    def delivered(self, position: int) -> None:
+        """Drop the events up to and including *position*."""
+
+
+class Store(Protocol):
+    """A database that keeps the controller's state."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who the controller is; raised in the database at each open."""
+
+    async def open(self, on_commit: Callable[[Commit], None]) -> None:
+        """Connect, migrate, and count this start.
+
+        Args:
+            on_commit: Called on the event loop after each transaction that
+                changed something, in the order of commits, also when whoever
+                asked for the transaction was cancelled meanwhile.
+
+        Raises:
+            OSError: The database's file or directory cannot be made safe.
+        """
+
+    async def transact(self, fn: Callable[[Tx], T], *, durable: bool = False) -> T:
+        """Run *fn* in a transaction: committed when it returns, rolled back when it raises.
+
+        Args:
+            fn: Runs on the database's thread; must not keep its argument.
+            durable: Whether the commit must survive a power cut before this
+                returns. Without it, it survives a crash of the process only.
+
+        Raises:
+            HayflickError: SERVICE_UNAVAILABLE when the database cannot do it.
+        """
+
+    async def close(self) -> None:
+        """End the connection when what was begun has ended."""
