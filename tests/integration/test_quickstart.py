@@ -59,13 +59,13 @@ def run(program: str, home: Path) -> tuple[str, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as program:
+    ) as process:
         try:
-            out, errors = program.communicate(timeout=SECONDS)
+            out, errors = process.communicate(timeout=SECONDS)
         finally:
-            program.kill()
-    assert program.returncode == 0, errors
-    assert left_behind(home, program.pid) == []
+            process.kill()
+    assert process.returncode == 0, errors
+    assert left_behind(home, process.pid) == []
     return out, errors
 
 
