@@ -10,8 +10,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import asyncio
 import logging
 import sys
-
-import grpc
+from typing import TYPE_CHECKING
 
 from hayflick.v1 import logger_pb2, logger_pb2_grpc
 from hayflick_logger.config import Config
@@ -22,6 +21,9 @@ from hayflick_logger.tail import Growth
 from hayflick_rpc import config as configuration
 from hayflick_rpc.errors import HayflickError
 from hayflick_rpc.server import serve, set_up_logging
+
+if TYPE_CHECKING:
+    import grpc
 
 NAME = "hayflick_logger"
 

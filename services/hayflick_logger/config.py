@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path  # noqa: TC003 -- hayflick_rpc.config reads the hints
+from pathlib import Path
 
 MIN_SEGMENT_BYTES = 64 * 1024
 

@@ -6,7 +6,10 @@ import errno
 import fcntl
 import os
 import stat
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Claim:

@@ -12,10 +12,8 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_logger import entries, segments
@@ -23,7 +21,13 @@ from hayflick_logger.directory import sync
 from hayflick_logger.segments import Broken, Head, Place
 from hayflick_rpc.errors import HayflickError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
 GENESIS_HEAD = Head()
+# Details hold 64 KiB at most and the rest is small; see hayflick_rpc.events.
+MAX_LINE_BYTES = 128 * 1024
 
 log = logging.getLogger(__name__)
 
@@ -298,7 +302,9 @@ def _compare(witness: Witness | None, head: Head) -> Witness | None:
 
 def _trusted_head(directory: Path, segment: int, next_segment: int) -> Head:
     """Return the head that the last line of *segment* states."""
-    *_, line = segments.path_of(directory, segment).open("rb")
+    with segments.path_of(directory, segment).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_LINE_BYTES))
+        _, _, line = file.read().removesuffix(b"\n").rpartition(b"\n")
     try:
         return Head(next_segment, entries.parse(line).hash)
     except entries.BadEntry as error:

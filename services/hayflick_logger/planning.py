@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-
-from google.protobuf.timestamp_pb2 import Timestamp
+from typing import TYPE_CHECKING
 
 from hayflick.v1 import logger_pb2
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_logger.journal import Draft
 from hayflick_rpc import events
 from hayflick_rpc.errors import HayflickError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from google.protobuf.timestamp_pb2 import Timestamp
 
 OWN_SOURCE = "logger"
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from hayflick.v1 import logger_pb2
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_logger import entries
-from hayflick_logger.config import Config
 from hayflick_logger.directory import Claim
 from hayflick_logger.index import Filter, Index
 from hayflick_logger.journal import Journal, Verdict, corrupt
@@ -20,6 +18,12 @@ from hayflick_logger.metrics import MetricFilter, MetricStore
 from hayflick_logger.planning import Plan
 from hayflick_logger.segments import Broken
 from hayflick_rpc.errors import HayflickError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hayflick.v1 import logger_pb2
+    from hayflick_logger.config import Config
 
 # A page is cut short when its events grow beyond this; a message must hold it.
 MAX_PAGE_BYTES = 4 * 1024 * 1024

@@ -6,15 +6,19 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from hayflick.v1 import logger_pb2
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_logger.planning import OWN_SOURCE, Plan
-from hayflick_logger.record import Record
 from hayflick_rpc.errors import HayflickError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from hayflick.v1 import logger_pb2
+    from hayflick_logger.record import Record
 
 MAX_WAITING_BATCHES = 1_024
 MAX_COMMIT_EVENTS = 10_000

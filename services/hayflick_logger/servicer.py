@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -14,11 +13,15 @@ from hayflick_logger.entries import MAX_SEQUENCE
 from hayflick_logger.index import Filter
 from hayflick_logger.metrics import MetricFilter
 from hayflick_logger.planning import OWN_SOURCE
-from hayflick_logger.record import Record
 from hayflick_logger.recorder import Batch, Recorder
 from hayflick_logger.tail import Growth, follow
 from hayflick_rpc import events, wire
 from hayflick_rpc.errors import HayflickError, invalid_field
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from hayflick_logger.record import Record
 
 MAX_BATCH_EVENTS = 1_000
 MAX_BATCH_METRICS = 1_000

@@ -9,11 +9,14 @@ alone: there is no queue to fill.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
-from hayflick.v1 import logger_pb2
-from hayflick_logger.index import Filter
-from hayflick_logger.record import Record
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from hayflick.v1 import logger_pb2
+    from hayflick_logger.index import Filter
+    from hayflick_logger.record import Record
 
 PAGE_ENTRIES = 256
 

@@ -33,8 +33,8 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -44,6 +44,9 @@ from hayflick_rpc import events
 from hayflick_rpc.channel import connect
 from hayflick_rpc.errors import HayflickError
 from hayflick_rpc.status import from_rpc_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 MAX_BATCH_EVENTS = 1_000
 MAX_BATCH_METRICS = 1_000
@@ -114,6 +117,8 @@ class AuditClient:
         self._idle = asyncio.Event()
         self._idle.set()
         self._connected = asyncio.Event()
+        self._disconnected = asyncio.Event()
+        self._disconnected.set()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -262,6 +267,14 @@ class AuditClient:
         except TimeoutError:
             raise _unavailable(f"no logger at {self._address} within {timeout_seconds:g} s") from None
 
+    async def wait_disconnected(self, timeout_seconds: float) -> None:
+        """Return once the logger is known to be gone; at once when it was not there.
+
+        Raises:
+            TimeoutError: it still answers after *timeout_seconds*.
+        """
+        await asyncio.wait_for(self._disconnected.wait(), timeout_seconds)
+
     def _return_metrics(self, samples: Sequence[logger_pb2.MetricSample], error: BaseException) -> None:
         """Queue samples again that were not answered, or count them as dropped."""
         refused = isinstance(error, grpc.RpcError) and from_rpc_error(error).reason in _PERMANENT
@@ -278,6 +291,10 @@ class AuditClient:
         else:
             self._idle.set()
 
+    def _set_connected(self, *, connected: bool) -> None:
+        for event, holds in ((self._connected, connected), (self._disconnected, not connected)):
+            event.set() if holds else event.clear()
+
     async def _deliver(self) -> None:
         backoff_seconds = MIN_BACKOFF_SECONDS
         channel = connect(self._address)
@@ -289,14 +306,14 @@ class AuditClient:
                     self._progressed = False
                     backoff_seconds = MIN_BACKOFF_SECONDS
                     log.warning("%s cannot deliver: %s", self._source, refusal.message)
-                self._connected.clear()
+                self._set_connected(connected=False)
                 if was_connected and refusal.reason in _PERMANENT and self._refuse(refusal):
                     continue
                 # Jitter: senders that lost the same logger do not return in step.
                 await asyncio.sleep(backoff_seconds * random.uniform(0.5, 1.0))  # noqa: S311 -- no secret
                 backoff_seconds = min(2 * backoff_seconds, MAX_BACKOFF_SECONDS)
         finally:
-            self._connected.clear()
+            self._set_connected(connected=False)
             await channel.close()
 
     async def _stream(self, stub: logger_pb2_grpc.LoggerServiceAsyncStub) -> HayflickError:
@@ -306,7 +323,7 @@ class AuditClient:
         try:
             # An empty batch: its answer says that the logger is there.
             await self._exchange(call, logger_pb2.AppendRequest(source=self._source))
-            self._connected.set()
+            self._set_connected(connected=True)
             while not call.done():
                 batch, request = self._collect()
                 if not batch and not request.metrics:

@@ -1,0 +1,162 @@
+"""What every test relies on: nothing is left behind, and a logger when one asks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MARK = "HAYFLICK_TEST_SESSION"
+SETTLE_SECONDS = 5.0
+
+
+def _processes() -> Iterator[tuple[int, bytes]]:
+    """Yield the pid and the environment of each process that may be looked at."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+                yield int(entry.name), (entry / "environ").read_bytes()
+
+
+def _of_this_session() -> dict[str, int]:
+    mark = f"{MARK}={os.environ[MARK]}".encode()
+    found = {}
+    for pid, environment in _processes():
+        if pid != os.getpid() and mark in environment.split(b"\0"):
+            with contextlib.suppress(OSError):
+                command = (
+                    Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
+                # A zombie has no command line; whoever reaps it is not our concern here.
+                if command:
+                    found[f"process {pid}: {command}"] = pid
+    return found
+
+
+def _another_session_runs() -> bool:
+    own = f"{MARK}={os.environ[MARK]}".encode()
+    marks = (
+        item
+        for _, environment in _processes()
+        for item in environment.split(b"\0")
+        if item.startswith(MARK.encode() + b"=")
+    )
+    return any(item != own for item in marks)
+
+
+def _named() -> set[str]:
+    """Return the mounts, sockets and cgroups whose names hold "hayflick"."""
+    found = set()
+    for kind, table in (("mount", "/proc/self/mountinfo"), ("socket", "/proc/net/unix")):
+        column = 4 if kind == "mount" else -1
+        lines = Path(table).read_text().splitlines()
+        found |= {f"{kind} {line.split()[column]}" for line in lines if "hayflick" in line.split()[column]}
+    for directory, names, _ in os.walk("/sys/fs/cgroup"):
+        found |= {f"cgroup {directory}/{name}" for name in names if "hayflick" in name}
+        # What lies below one of ours is ours; what lies elsewhere may lie deep.
+        names[:] = [name for name in names if "hayflick" not in name]
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail the session when a process, mount, cgroup or socket of ours outlives it."""
+    os.environ[MARK] = secrets.token_hex(8)
+    before = _named()
+    try:
+        yield
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while (left := _of_this_session()) and time.monotonic() < deadline:
+            for pid in left.values():
+                with contextlib.suppress(ProcessLookupError):
+                    descriptor = os.pidfd_open(pid)
+                    select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+                    os.close(descriptor)
+        leaks = [*left, *sorted(_named() - before)]
+        # Another run on this machine makes things of its own; only processes can be told apart.
+        if _another_session_runs():
+            leaks = list(left)
+        assert not leaks, "left behind:\n" + "\n".join(leaks)
+    finally:
+        del os.environ[MARK]
+
+
+class LoggerProcess:
+    """A real logger, started by the command that users type."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        wrap: Callable[[list[str]], list[str]] | None = None,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        self.data_dir = directory / "data"
+        self.address = f"unix://{directory}/run/logger.sock"
+        self._log = directory / "logger.log"
+        command = [sys.executable, "-m", "hayflick_logger", "--listen", self.address]
+        command += ["--data-dir", str(self.data_dir), "--drain-seconds", "0.5", *options]
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                wrap(command) if wrap else command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                pass_fds=pass_fds,
+            )
+        assert self.process.stdout is not None
+        self.first_line = self.process.stdout.readline().decode()
+
+    @property
+    def log(self) -> str:
+        """What it wrote to standard error, over all its starts."""
+        return self._log.read_text()
+
+    def socket_gone(self) -> bool:
+        """Return whether nothing is left where it listened."""
+        return not Path(self.address.removeprefix("unix://")).exists()
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """End it with a signal; return its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        status = self.process.wait(timeout=20)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return status
+
+
+@pytest.fixture
+def start_logger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., LoggerProcess]]:
+    """Start loggers; those of one test share one directory, so that the next continues the last."""
+    # Short: a socket's path has at most 107 bytes.
+    directory = tmp_path_factory.mktemp("logger")
+    started: list[LoggerProcess] = []
+
+    def start(
+        *options: str,
+        wrap: Callable[[list[str]], list[str]] | None = None,
+        pass_fds: tuple[int, ...] = (),
+        expect_ready: bool = True,
+    ) -> LoggerProcess:
+        logger = LoggerProcess(directory, *options, wrap=wrap, pass_fds=pass_fds)
+        started.append(logger)
+        if expect_ready:
+            assert logger.first_line == f"hayflick_logger listening on {logger.address}\n", logger.log
+        return logger
+
+    yield start
+    for logger in started:
+        logger.end(signal.SIGKILL)

@@ -1,0 +1,202 @@
+"""An entry's line and hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rfc8785
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hayflick.v1 import logger_pb2
+from hayflick_logger import entries
+from hayflick_rpc import events
+from hayflick_rpc.errors import HayflickError
+
+DOCS = Path(__file__).parents[3] / "docs" / "events.md"
+
+ids = st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True) | st.just("")
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.integers(-(2**53), 2**53)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+)
+details = st.dictionaries(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=10),
+    st.recursive(
+        leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab"), inner, max_size=3)
+    ),
+    max_size=4,
+)
+
+
+@st.composite
+def any_event(draw: st.DrawFn) -> logger_pb2.Event:
+    """Return any event that may be recorded."""
+    event = logger_pb2.Event(
+        event=draw(st.from_regex(r"[a-z][a-z0-9_]{0,63}", fullmatch=True)),
+        contract_id=draw(ids),
+        worker_id=draw(ids),
+        parent_id=draw(ids),
+        root_id=draw(ids),
+    )
+    event.timestamp.seconds = draw(st.integers(-62_135_596_800, 253_402_300_799))
+    event.timestamp.nanos = draw(st.integers(0, 999_999_999))
+    found = draw(details)
+    if found:
+        event.details.update(found)
+    return event
+
+
+def simple() -> logger_pb2.Event:
+    """Return the least that can be recorded about a worker."""
+    event = logger_pb2.Event(event="audit", worker_id="w1")
+    event.timestamp.seconds = 1
+    return event
+
+
+@given(event=any_event(), index=st.integers(0, 2**53 - 1), sequence=st.integers(1, 2**53 - 1))
+def test_an_entry_reads_back_as_what_was_written(event: logger_pb2.Event, index: int, sequence: int) -> None:
+    """Every event that may be recorded comes back equal, from a line that is canonical JSON."""
+    line, digest = entries.compose(index, "a/b:c", sequence, events.to_json(event), entries.GENESIS)
+    # As RFC 8785 has it, every number is a double.
+    assert line == rfc8785.dumps(json.loads(line, parse_int=float)) + b"\n"
+    assert entries.parse(line) == logger_pb2.RecordedEvent(
+        index=index, source="a/b:c", sequence=sequence, event=event, hash=digest
+    )
+    assert entries.check(line, index, entries.GENESIS) == digest
+    assert entries.event_bytes(line) == events.to_json(event)
+
+
+@given(event=any_event(), data=st.data())
+def test_no_byte_of_a_line_can_change_unseen(event: logger_pb2.Event, data: st.DataObject) -> None:
+    """Whichever byte of an entry is changed, the entry no longer checks."""
+    line, _ = entries.compose(7, "s", 1, events.to_json(event), entries.GENESIS)
+    place = data.draw(st.integers(0, len(line) - 1))
+    changed = bytearray(line)
+    changed[place] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(entries.BadEntry):
+        entries.check(bytes(changed), 7, entries.GENESIS)
+
+
+def test_the_hash_is_what_the_definition_says() -> None:
+    """The hash is SHA-256 over the previous hash and the canonical entry without its hash."""
+    line, digest = entries.compose(3, "s", 9, events.to_json(simple()), b"\x01" * 32)
+    entry = json.loads(line)
+    assert entry.pop("hash") == digest.hex()
+    assert digest == hashlib.sha256(b"\x01" * 32 + rfc8785.dumps(entry)).digest()
+
+
+def test_an_entry_is_bound_to_its_place() -> None:
+    """A line does not check at another index or behind another entry."""
+    line, _ = entries.compose(3, "s", 9, events.to_json(simple()), entries.GENESIS)
+    with pytest.raises(entries.BadEntry, match="out of place"):
+        entries.check(line, 4, entries.GENESIS)
+    with pytest.raises(entries.BadEntry, match="does not follow"):
+        entries.check(line, 3, b"\x01" * 32)
+
+
+def test_details_that_imitate_a_hash_do_not_confuse_the_check() -> None:
+    """A quoted hash member inside the details is part of what is hashed."""
+    event = simple()
+    event.details.update(
+        {"hash": "0" * 64, "x": ',"hash":"' + "0" * 64 + '"', "y": {"a": 1, "hash": "1" * 64}}
+    )
+    line, digest = entries.compose(0, "s", 1, events.to_json(event), entries.GENESIS)
+    assert entries.check(line, 0, entries.GENESIS) == digest
+
+
+@pytest.mark.parametrize("line", [b"", b"\n", b"{}\n", b'{"event":{},"hash":"', b"\0" * 100, b"garbage\n"])
+def test_garbage_is_no_entry(line: bytes) -> None:
+    """Bytes that are no entry are refused and never crash the reader."""
+    with pytest.raises(entries.BadEntry):
+        entries.check(line, 0, entries.GENESIS)
+    with pytest.raises(entries.BadEntry):
+        entries.parse(line)
+
+
+def test_the_documents_worked_example_is_true() -> None:
+    """docs/events.md shows two entries whose hashes are the ones this code computes."""
+    (block,) = re.findall(r"<!-- example: journal -->\n```json\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    previous = entries.GENESIS
+    lines = block.encode().splitlines(keepends=True)
+    assert len(lines) == 2
+    for index, line in enumerate(lines):
+        previous = entries.check(line, index, previous)
+        recorded = entries.parse(line)
+        again, _ = entries.compose(
+            index,
+            recorded.source,
+            recorded.sequence,
+            events.to_json(recorded.event),
+            entries.GENESIS if not index else entries.parse(lines[index - 1]).hash,
+        )
+        assert again == line
+
+
+def test_the_documents_verifier_accepts_a_journal_and_finds_a_change(tmp_path: Path) -> None:
+    """The few lines of Python in docs/events.md verify a journal without any of our code."""
+    (program,) = re.findall(r"<!-- example: verify -->\n```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(compile(program, str(DOCS), "exec"), scope)  # its own document, read from this checkout
+    first, digest = entries.compose(0, "s", 1, events.to_json(simple()), entries.GENESIS)
+    second, head = entries.compose(1, "s", 2, events.to_json(simple()), digest)
+    path = tmp_path / "journal-00000000000000000000.jsonl"
+    path.write_bytes(first + second)
+    assert scope["verify"](tmp_path) == (2, head.hex())
+    path.write_bytes(first + second.replace(b"audit", b"audio"))
+    with pytest.raises(ValueError, match="entry 1"):
+        scope["verify"](tmp_path)
+
+
+def make(**fields: Any) -> logger_pb2.Event:
+    """Return an event with a timestamp and *fields*."""
+    event = logger_pb2.Event(**{"event": "audit", **fields})
+    event.timestamp.seconds = 1
+    return event
+
+
+def detailed(value: Any) -> logger_pb2.Event:
+    """Return an event whose details hold *value*."""
+    event = make()
+    event.details["value"] = value
+    return event
+
+
+@pytest.mark.parametrize(
+    ("event", "field"),
+    [
+        (make(event=""), "event.event"),
+        (make(event="Bad Name"), "event.event"),
+        (make(event="x" * 65), "event.event"),
+        (make(worker_id="a/b"), "event.worker_id"),
+        (make(contract_id="é"), "event.contract_id"),
+        (make(parent_id="x" * 65), "event.parent_id"),
+        (make(root_id="a\nb"), "event.root_id"),
+        (logger_pb2.Event(event="audit"), "event.timestamp"),
+        (logger_pb2.Event(event="audit", timestamp={"seconds": 10**12}), "event.timestamp"),
+        (detailed(float("nan")), "event.details"),
+        (detailed(float("inf")), "event.details"),
+        (detailed("x" * 65_536), "event.details"),
+    ],
+)
+def test_an_event_that_cannot_be_recorded_names_its_field(event: logger_pb2.Event, field: str) -> None:
+    """Each field that is out of form is refused with INVALID_FIELD and its name."""
+    with pytest.raises(HayflickError) as caught:
+        events.to_json(event)
+    assert (caught.value.reason_name, caught.value.metadata["field"]) == ("INVALID_FIELD", field)
+
+
+def test_details_may_be_as_large_as_promised() -> None:
+    """Details of exactly 64 KiB as JSON are recorded; one byte more is refused."""
+    room = events.MAX_DETAILS_BYTES - len(b'{"value":""}')
+    assert len(events.to_json(detailed("x" * room))) > events.MAX_DETAILS_BYTES
+    with pytest.raises(HayflickError, match="must be at most 65536 bytes"):
+        events.to_json(detailed("x" * (room + 1)))

@@ -1,0 +1,287 @@
+"""Journal, index and metrics together."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hayflick.v1 import logger_pb2
+from hayflick_logger.index import Filter
+from hayflick_logger.metrics import MetricFilter
+from hayflick_logger.record import MAX_PAGE_BYTES, Record
+from hayflick_logger.segments import first_indexes, path_of
+from hayflick_logger.tail import Growth, follow
+from hayflick_rpc import events
+from hayflick_rpc.errors import HayflickError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Open = Callable[[], Record]
+Add = Callable[..., None]
+
+
+def numbers(record: Record, wanted: Filter = Filter(), limit: int = 1_000) -> list[int]:  # noqa: B008 -- frozen
+    """Return the sequences of the test's own source that *wanted* lets through."""
+    found, _ = record.events(wanted, 0, record.journal.head.next_index, limit)
+    return [entry.sequence for entry in found if entry.source == "test"]
+
+
+def test_what_is_recorded_is_found_after_a_restart(open_record: Open, add: Add) -> None:
+    """Return the sequences of the test's own source that *wanted* lets through."""
+    """Entries, and the last sequence of each source, are known again when the logger starts anew."""
+    add(open_record(), 1, 2, 3)
+    record = open_record()
+    assert numbers(record) == [1, 2, 3]
+    assert record.plan().last("test") == 3
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbage", "foreign", "old"])
+def test_the_index_is_built_anew(
+    open_record: Open, add: Add, directory: Path, tmp_path: Path, damage: str
+) -> None:
+    """An index that is missing, damaged, another journal's or another version's is built anew."""
+    record = open_record()
+    add(record, *range(1, 400))
+    record.close()
+    index = directory / "index.sqlite"
+    match damage:
+        case "missing":
+            index.unlink()
+        case "garbage":
+            index.write_bytes(b"garbage" * 1_000)
+        case "old":
+            with sqlite3.connect(index) as database:
+                database.execute("PRAGMA user_version = 99")
+            database.close()
+        case "foreign":
+            for path in directory.glob("journal-*"):
+                path.rename(tmp_path / path.name)
+            index.unlink()
+            add(open_record(), 1, worker_id="other")
+            open_record().close()
+            path_of(directory, 0).unlink()
+            for path in tmp_path.glob("journal-*"):
+                path.rename(directory / path.name)
+    record = open_record()
+    assert numbers(record) == list(range(1, 400))
+    add(record, 400)
+    assert numbers(record)[-1] == 400
+
+
+def test_an_index_that_is_behind_catches_up(open_record: Open, add: Add, directory: Path) -> None:
+    """Entries that the index missed, across segments, are indexed at the start and none twice."""
+    record = open_record()
+    add(record, *range(1, 50))
+    record.close()
+    index = directory / "index.sqlite"
+    behind = index.read_bytes()
+    record = open_record()
+    for number in range(50, 600, 50):
+        add(record, *range(number, number + 50))
+    record.close()
+    assert len(first_indexes(directory)) > 1
+    index.write_bytes(behind)
+    assert numbers(open_record()) == list(range(1, 600))
+
+
+def test_a_record_whose_end_was_cut_off_is_refused(open_record: Open, add: Add, directory: Path) -> None:
+    """Entries that the index witnessed and the journal lacks stop the start, even at a line's end."""
+    record = open_record()
+    add(record, 1, 2, 3)
+    record.close()
+    path = path_of(directory, 0)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    with pytest.raises(HayflickError) as caught:
+        open_record()
+    assert (caught.value.reason_name, caught.value.metadata) == ("JOURNAL_CORRUPT", {"index": "2"})
+
+
+def test_an_acknowledged_entry_is_never_healed_away(open_record: Open, add: Add, directory: Path) -> None:
+    """A last entry that lost its newline looks torn; as it was acknowledged, it is refused and kept."""
+    record = open_record()
+    add(record, 1, 2)
+    record.close()
+    path = path_of(directory, 0)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(HayflickError) as caught:
+        open_record()
+    assert caught.value.metadata == {"index": "1"}
+    assert path.read_bytes() == content[:-1]
+
+
+def test_a_record_that_was_written_anew_is_refused(open_record: Open, add: Add, directory: Path) -> None:
+    """A journal whose later entries were replaced by a chain that follows is told by its index."""
+    record = open_record()
+    add(record, 1)
+    first = path_of(directory, 0).read_bytes()
+    add(record, 2)
+    record.close()
+    (directory / "index.sqlite").rename(directory / "kept")
+    path_of(directory, 0).write_bytes(first)
+    record = open_record()
+    add(record, 2, worker_id="forged")
+    record.close()
+    (directory / "kept").replace(directory / "index.sqlite")
+    with pytest.raises(HayflickError) as caught:
+        open_record()
+    assert caught.value.metadata == {"index": "1"}
+
+
+def test_a_healed_journal_says_so(open_record: Open, add: Add, directory: Path) -> None:
+    """After a torn write the record itself holds an event with what was removed."""
+    record = open_record()
+    add(record, 1)
+    record.close()
+    with path_of(directory, 0).open("ab") as file:
+        file.write(b'{"event":')
+    record = open_record()
+    found, _ = record.events(Filter(events=("journal_healed",)), 0, record.journal.head.next_index, 10)
+    (healed,) = found
+    assert healed.source == "logger"
+    assert dict(healed.event.details.items()) == {"removed_bytes": 9.0, "next_index": 1.0}
+
+
+filters = st.builds(
+    Filter,
+    contract_id=st.sampled_from(["", "c1", "c2"]),
+    worker_id=st.sampled_from(["", "w1"]),
+    root_id=st.sampled_from(["", "r1"]),
+    events=st.sampled_from([(), ("audit",), ("audit", "heartbeat"), ("nothing",)]),
+    start=st.none() | st.tuples(st.integers(0, 10), st.integers(0, 2)),
+    end=st.none() | st.tuples(st.integers(0, 10), st.integers(0, 2)),
+)
+sampled = st.builds(
+    logger_pb2.Event,
+    event=st.sampled_from(["audit", "heartbeat"]),
+    contract_id=st.sampled_from(["", "c1", "c2"]),
+    worker_id=st.sampled_from(["", "w1"]),
+    root_id=st.sampled_from(["", "r1"]),
+    timestamp=st.builds(lambda s, n: {"seconds": s, "nanos": n}, st.integers(0, 10), st.integers(0, 2)),
+)
+
+
+def allows(wanted: Filter, event: logger_pb2.Event) -> bool:
+    """Return whether *wanted* lets *event* through, said in Python."""
+    stamp = (event.timestamp.seconds, event.timestamp.nanos)
+    return (
+        all(
+            getattr(wanted, name) in ("", getattr(event, name))
+            for name in ("contract_id", "worker_id", "root_id")
+        )
+        and (not wanted.events or event.event in wanted.events)
+        and (wanted.start is None or stamp >= wanted.start)
+        and (wanted.end is None or stamp < wanted.end)
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sent=st.lists(sampled, min_size=1, max_size=12), wanted=filters, limit=st.integers(1, 4))
+def test_pages_hold_what_the_filter_lets_through(
+    open_record: Open, sent: list[logger_pb2.Event], wanted: Filter, limit: int
+) -> None:
+    """Whatever the filter and the page size, the pages together are the matching events in order."""
+    record = open_record()
+    start = record.journal.head.next_index
+    plan = record.plan()
+    base = plan.last("pages")
+    plan.take("pages", [(base + n, events.to_json(event)) for n, event in enumerate(sent, 1)])
+    record.commit(plan)
+    end = record.journal.head.next_index
+    got: list[logger_pb2.Event] = []
+    position = start
+    while position < end:
+        page, position = record.events(wanted, position, end, limit)
+        assert len(page) <= limit
+        got += [entry.event for entry in page]
+    assert got == [event for event in sent if allows(wanted, event)]
+
+
+def test_a_page_of_large_events_fits_a_message(open_record: Open) -> None:
+    """A page is cut short by bytes, and the next one goes on where it ended."""
+    record = open_record()
+    event = logger_pb2.Event(event="audit", timestamp={"seconds": 1})
+    event.details["text"] = "x" * 60_000
+    plan = record.plan()
+    plan.take("big", [(number, events.to_json(event)) for number in range(1, 101)])
+    record.commit(plan)
+    first, go_on = record.events(Filter(), 0, 100, 1_000)
+    rest, end = record.events(Filter(), go_on, 100, 1_000)
+    assert sum(entry.ByteSize() for entry in first) <= MAX_PAGE_BYTES
+    assert [entry.index for entry in first + rest] == list(range(100))
+    assert end == 100
+
+
+def sample(value: float, worker_id: str = "w") -> logger_pb2.MetricSample:
+    """Return a sample of *worker_id*."""
+    return logger_pb2.MetricSample(
+        name="pids", value=value, worker_id=worker_id, timestamp={"seconds": 1, "nanos": 2}
+    )
+
+
+def test_the_oldest_metrics_give_way(open_record: Open) -> None:
+    """No more samples are kept than the limit; the newest are."""
+    record = open_record()
+    for start in range(0, 1_500, 500):
+        record.add_metrics([sample(value) for value in range(start, start + 500)])
+    found = [kept for _, kept in record.metrics(MetricFilter(), 0, 5_000)]
+    assert found == [sample(value) for value in range(500, 1_500)]
+
+
+def test_metrics_are_found_by_worker_and_name(open_record: Open) -> None:
+    """A filter lets only its worker's samples with its name through."""
+    record = open_record()
+    record.add_metrics([sample(1, "a"), sample(2, "b"), sample(3, "a")])
+    assert [kept.value for _, kept in record.metrics(MetricFilter(worker_id="a", name="pids"), 0, 10)] == [
+        1,
+        3,
+    ]
+    assert record.metrics(MetricFilter(worker_id="a", name="other"), 0, 10) == []
+
+
+def test_damaged_metrics_are_set_aside(open_record: Open, directory: Path) -> None:
+    """A damaged file of metrics does not keep the record from opening, and is kept for whoever asks."""
+    open_record().close()
+    (directory / "metrics.sqlite").write_bytes(b"garbage" * 1_000)
+    record = open_record()
+    record.add_metrics([sample(1)])
+    assert (directory / "metrics.sqlite.damaged").read_bytes() == b"garbage" * 1_000
+
+
+async def test_a_follower_sees_stored_and_live_entries_once(open_record: Open, add: Add) -> None:
+    """However the record grows while it is read, a follower gets each entry once, in order."""
+    record = open_record()
+    add(record, *range(1, 11))
+    growth = Growth(record.journal.head.next_index)
+    got: list[int] = []
+    async for entry in follow(record, growth, Filter(), 0):
+        got.append(entry.sequence)
+        if entry.sequence % 10 == 0 and entry.sequence < 50:
+            add(record, *range(entry.sequence + 1, entry.sequence + 11))
+            growth.reach(record.journal.head.next_index)
+        if entry.sequence == 50:
+            growth.end()
+    assert got == list(range(1, 51))
+
+
+async def test_a_follower_waits_without_reading(open_record: Open, add: Add) -> None:
+    """A follower at the end of the record wakes when it grows, and ends when it grows no more."""
+    record = open_record()
+    growth = Growth(0)
+    entries = follow(record, growth, Filter(), 0)
+    waiting = asyncio.ensure_future(anext(entries))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    add(record, 1)
+    growth.reach(1)
+    assert (await waiting).sequence == 1
+    growth.end()
+    with pytest.raises(StopAsyncIteration):
+        await anext(entries)
