@@ -12,8 +12,9 @@ from hayflick_sandbox.probe import Layer
 from hayflick_sandbox.template import readable_paths
 
 _BIRTH = (
-    "fork from a single-threaded zygote into new user, mount, pid, net, ipc and uts namespaces, "
-    "born in the worker's own cgroup (clone3)"
+    "fork from a single-threaded zygote into new user, mount, pid, ipc and uts namespaces, "
+    "born in the worker's own cgroup (clone3) and in an unused network namespace that "
+    "the worker has no power over, with loopback {loopback}"
 )
 
 
@@ -26,7 +27,7 @@ def confinement(policy: Policy, degraded: frozenset[str]) -> Iterator[str]:
         filters=seccomp.compile_filters(inet=False),
         inet_filters=seccomp.compile_filters(inet=True),
     )
-    yield _BIRTH
+    yield _BIRTH.format(loopback="up" if policy.loopback else "down")
     for step in steps.plan(policy, host, host_uid=FIRST_UID):
         yield step.describe()
 

@@ -13,8 +13,6 @@ import fcntl
 import os
 import resource
 import signal
-import socket
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -269,22 +267,6 @@ class NameHost:
 
 
 @dataclass(frozen=True, slots=True)
-class RaiseLoopback:
-    """Bring up the loopback interface of the worker's own network namespace."""
-
-    def describe(self) -> str:
-        """Say it."""
-        return "bring up the sandbox's own loopback interface"
-
-    def apply(self) -> None:
-        """Do it."""
-        siocsifflags, iff_up, iff_running = 0x8914, 0x1, 0x40  # linux/sockios.h, linux/if.h
-        request = struct.pack("16sh14x", b"lo", iff_up | iff_running)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            fcntl.ioctl(sock, siocsifflags, request)
-
-
-@dataclass(frozen=True, slots=True)
 class OwnKeyring:
     """Leave the keyring that would be shared with every process of the session."""
 
@@ -429,8 +411,8 @@ class FilterSystemCalls:
         """Say it."""
         allow, refuse = (len(program) // 8 for program in self.programs)
         return (
-            f"install the seccomp filters ({allow} + {refuse} BPF instructions): listed calls pass, refused ones "
-            "answer EPERM, unknown ones ENOSYS, foreign architectures die"
+            f"install the seccomp filters ({allow} + {refuse} BPF instructions): listed calls pass, "
+            "refused ones answer EPERM, unknown ones ENOSYS, foreign architectures die"
         )
 
     def apply(self) -> None:
@@ -480,8 +462,6 @@ def plan(
         EnterRoot(),
         NameHost(policy.hostname),
     ]
-    if policy.loopback:
-        steps.append(RaiseLoopback())
     steps += [OwnKeyring(), LimitResources(limits, address_space=not present({"memory"})), LeaveSession()]
     if present({"landlock"}):
         steps.append(ApplyLandlock(tcp=policy.loopback))

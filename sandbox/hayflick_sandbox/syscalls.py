@@ -65,6 +65,7 @@ _libc.mount.argtypes = (
 )
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.unshare.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.sethostname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
 
 
@@ -125,6 +126,12 @@ def unshare(flags: int) -> None:
     """Move this process into new namespaces."""
     if _libc.unshare(flags) < 0:
         _fail("unshare")
+
+
+def setns(descriptor: int, kind: int) -> None:
+    """Move this process into the namespace of *kind* that *descriptor* refers to."""
+    if _libc.setns(descriptor, kind) < 0:
+        _fail("setns")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:

@@ -36,7 +36,10 @@ USR_LINKS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 ETC_BINDS = ("/etc/alternatives", "/etc/ssl/certs")
 ETC_COPIES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/ssl/openssl.cnf", "/etc/mime.types")
 ETC_FILES = {
-    "passwd": f"root:x:0:0:root:/:/usr/sbin/nologin\nworker:x:{WORKER_UID}:{WORKER_UID}::/workspace:/bin/sh\n",
+    "passwd": (
+        "root:x:0:0:root:/:/usr/sbin/nologin\n"
+        f"worker:x:{WORKER_UID}:{WORKER_UID}::/workspace:/bin/sh\n"
+    ),
     "group": f"root:x:0:\nworker:x:{WORKER_UID}:\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",

@@ -32,6 +32,7 @@ from typing import Any
 import prctl
 
 from hayflick_sandbox import init, seccomp, steps, syscalls, template
+from hayflick_sandbox.networks import Networks
 from hayflick_sandbox.policy import Policy
 from hayflick_sandbox.template import WORKER_UID
 
@@ -43,11 +44,11 @@ NAMESPACES = (
     syscalls.CLONE_NEWUSER
     | syscalls.CLONE_NEWNS
     | syscalls.CLONE_NEWPID
-    | syscalls.CLONE_NEWNET
     | syscalls.CLONE_NEWIPC
     | syscalls.CLONE_NEWUTS
 )
-# The cgroup namespace comes later, when the version 1 cgroups are entered too.
+# The network namespace is made ahead (see networks.py), and the cgroup namespace
+# comes later, when the version 1 cgroups are entered too.
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class Zygote:
         self._sock = sock
         self._setup = setup
         self._launches: dict[int, str] = {}
+        self._networks = Networks()
         self._rootless = os.getuid() != 0
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self._unified = None if setup.unified is None else os.open(setup.unified, flags)
@@ -126,7 +128,10 @@ class Zygote:
         poller.register(self._sock, select.POLLIN)
         poller.register(wake_read, select.POLLIN)
         while True:
-            for descriptor, _ in poller.poll():
+            ready = poller.poll(0 if self._networks.wanting else None)
+            if not ready:
+                self._networks.make()
+            for descriptor, _ in ready:
                 if descriptor == wake_read:
                     os.read(wake_read, 4_096)
                     self._reap()
@@ -191,6 +196,7 @@ class Zygote:
             )
             if len(sys._current_frames()) != 1:  # noqa: SLF001 -- the documented way to count threads
                 raise OSError(errno.EBUSY, "the zygote has threads and must not fork")
+            self._networks.enter_fresh(loopback=policy.loopback)
             pid, pidfd = syscalls.clone3(NAMESPACES, signal.SIGCHLD, cgroup)
             if pid == 0:
                 # Else our own copy would keep the pipe open if the zygote died here.
