@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
@@ -14,11 +14,12 @@ from hayflick_rpc import access
 from hayflick_rpc.errors import HayflickError
 from hayflick_rpc.status import to_status
 
-Context = grpc.aio.ServicerContext[Any, Any]
-Details = grpc.HandlerCallDetails
-Handler = grpc.RpcMethodHandler[Any, Any]
-Continuation = Callable[[Details], Awaitable[Handler | None]]
-Behaviour = Callable[..., Any]
+# In quotes: only the stubs of older grpcio know these classes as generic.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Details: TypeAlias = grpc.HandlerCallDetails
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Continuation: TypeAlias = "Callable[[Details], Awaitable[Handler | None]]"
+Behaviour: TypeAlias = Callable[..., Any]
 
 log = logging.getLogger(__name__)
 
