@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     config = load(Config, argv, prog="hayflick_orchestrator", env_prefix="HAYFLICK_ORCHESTRATOR_")
     _raise_descriptor_limit()
-    layers = probe()
-    missing, degraded = _judge(layers, config.allow_degraded)
     try:
         tree, lock = claim(config.node_id)
+        layers = probe(tree)
+        missing, degraded = _judge(layers, config.allow_degraded)
         uids = UidRange.claim() if os.geteuid() == 0 else UidRange.own()
         zygote = Zygote.start(tree=tree, degraded=[layer.name for layer in layers if not layer.enforced])
     except (OSError, ZygoteDied, IdentitiesExhausted) as error:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path  # read at run time by hayflick_rpc.config
 
 
 @dataclass(frozen=True)
