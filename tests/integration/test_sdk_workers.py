@@ -549,13 +549,13 @@ def test_a_registry_entry_is_what_the_controller_knows(farm: Callable[..., Farm]
     root = one.root()
     entry = one.controller.registry[root.worker_id]
     assert entry.manifest == root.manifest
-    assert entry.stage is Stage.RUNNING
+    assert entry.stage in (Stage.STARTING, Stage.RUNNING)  # until its node's next beat
     assert entry.created_at is not None
     assert entry.expires_at is not None
     assert (entry.expires_at - entry.created_at).total_seconds() == 60
-    assert entry.last_heartbeat is not None
-    assert entry.last_heartbeat >= entry.created_at
-    assert root.state == one.controller.worker(root.worker_id)
+    assert entry.node_id.startswith("embedded-")
+    assert entry.degraded_layers == ()
+    assert root.state.manifest == root.manifest
 
 
 INTERRUPTED = """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from replication import _checks
-from replication._manifest import Manifest  # noqa: TC001 -- tools read the hints of public records
+from replication._manifest import Manifest
 
 MAX_DEPTH = 1_000
 MAX_REPLICAS = 1_000_000

@@ -72,30 +72,25 @@ class Runtime:
     pids: Mapping[str, int]
 
     def __init__(self, allow_degraded: tuple[str, ...] = ()) -> None:
+        interpreter = _interpreter()
         self.directory = _private_directory()
         self._pid = os.getpid()
         self._closed = False
         self._closing: list[Callable[[], None]] = []
         reader, self._lifeline = os.pipe2(os.O_CLOEXEC)
         command = [
-            *(_interpreter(), "-P", "-m", "replication._supervisor"),
+            *(interpreter, "-P", "-m", "replication._supervisor"),
             *("--directory", str(self.directory)),
             *("--lifeline-fd", str(reader)),
             *("--node-id", f"embedded-{self._pid}-{secrets.token_hex(4)}"),
             *("--allow-degraded", ",".join(allow_degraded)),
         ]
         try:
-            with (self.directory / "supervisor.log").open("wb") as log:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    cwd=self.directory,  # the user's own folder holds nothing that we want to import
-                    env=_environment(),
-                    pass_fds=(reader,),
-                    start_new_session=True,  # Ctrl-C is for the program; it then ends us in order
-                )
+            self._process = self._launch(command, reader)
+        except BaseException:
+            os.close(self._lifeline)
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
         finally:
             os.close(reader)
         _running.add(self)
@@ -107,6 +102,19 @@ class Runtime:
 
     def __repr__(self) -> str:
         return f"<Runtime {self.directory}>"
+
+    def _launch(self, command: list[str], lifeline: int) -> subprocess.Popen[bytes]:
+        with (self.directory / "supervisor.log").open("wb") as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=self.directory,  # the user's own folder holds nothing that we want to import
+                env=_environment(),
+                pass_fds=(lifeline,),
+                start_new_session=True,  # Ctrl-C is for the program; it then ends us in order
+            )
 
     def address(self, name: str) -> str:
         """Return where the service called *name* listens."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from datetime import datetime  # noqa: TC003 -- tools read the hints of public records
+from datetime import datetime
 
-from replication._manifest import Manifest  # noqa: TC001 -- tools read the hints of public records
+from replication._manifest import Manifest
 
 
 class Stage(enum.StrEnum):

@@ -61,6 +61,7 @@ class Connection:
         self.endpoint = endpoint
         self.channel = grpc.insecure_channel(endpoint.address, options=_OPTIONS)
         self._pid = os.getpid()
+        self._closed = False
 
     def call(
         self,
@@ -73,7 +74,7 @@ class Connection:
         Raises:
             HayflickError: As the table says.
         """
-        self._require_own_process()
+        self._require_usable()
         try:
             return method(request, timeout=timeout_seconds)
         except grpc.RpcError as error:
@@ -88,7 +89,7 @@ class Connection:
         Raises:
             HayflickError: As the table says, while the stream is read.
         """
-        self._require_own_process()
+        self._require_usable()
         call: Any = method(request)
         try:
             yield call
@@ -107,7 +108,16 @@ class Connection:
             )
         return translated
 
-    def _require_own_process(self) -> None:
+    def close(self) -> None:
+        """Hang up for good: the services are about to stop."""
+        self._closed = True
+        self.channel.close()
+
+    def _require_usable(self) -> None:
+        if self._closed:
+            raise ServiceUnavailable(
+                f"the {self.endpoint.name} at {self.endpoint.address} was stopped with its services"
+            )
         # gRPC's threads do not survive a fork; a call would hang for ever.
         if os.getpid() != self._pid:
             raise ServiceUnavailable(
@@ -132,7 +142,7 @@ def connect(endpoint: Endpoint) -> Connection:
 
 def _disconnect(address: str) -> None:
     with _lock:
-        _connections.pop(address).channel.close()
+        _connections.pop(address).close()
 
 
 def _forget() -> None:

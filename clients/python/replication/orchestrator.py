@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime  # noqa: TC003 -- tools read the hints of public records
+from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -19,7 +19,7 @@ from hayflick.v1 import (
 from replication import _checks, _embedded, _rpc, _wire
 from replication._records import RegistryEntry, Stage
 from replication._task import Event, Output, Task, event_from_json
-from replication.contract import Manifest, ResourceSpec  # noqa: TC001 -- likewise
+from replication.contract import Manifest, ResourceSpec
 from replication.errors import HayflickError, NotFound, ServiceUnavailable, WorkerEnded
 
 if TYPE_CHECKING:

@@ -186,17 +186,19 @@ import os
 reader, writer = os.pipe()
 pid = os.fork()
 if pid == 0:
-    try:
-        endpoint.runtime.close()
-        assert _embedded._shared is None
-        os.read(reader, 1)  # outlives the parent
-    finally:
-        os._exit(0)
-os.close(reader)
+    os.close(writer)
+    endpoint.runtime.close()
+    fresh = _embedded._shared is None
+    os.read(reader, 1)  # until the parent is gone, and its services with it
+    os._exit(0 if fresh else 1)
+print(pid)
 assert endpoint.runtime._process.poll() is None
 """
-    subprocess.run([sys.executable, "-c", PROGRAM.format(then=then)], check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(then=then)], check=True, timeout=60, stdout=subprocess.PIPE
+    )
     assert len(said(play)) == 6
+    wait_for_death(int(done.stdout.split()[1]))
 
 
 def test_an_environment_that_names_only_some_services_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
