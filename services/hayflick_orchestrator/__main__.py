@@ -8,9 +8,12 @@ one process that forks is started before gRPC is even imported. Nothing above
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import fcntl
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -40,10 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         tree, lock = claim(config.node_id)
         layers = probe(tree)
-        missing, degraded = _judge(layers, config.allow_degraded)
+        missing, degraded = judge(layers, config.allow_degraded)
         uids = UidRange.claim() if os.geteuid() == 0 else UidRange.own()
+        # Started without what is missing, so that GetNode can tell what that
+        # is; the host launches nothing for as long as anything is.
         zygote = Zygote.start(tree=tree, degraded=[layer.name for layer in layers if not layer.enforced])
-    except (OSError, ZygoteDied, IdentitiesExhausted) as error:
+    except (OSError, ValueError, ZygoteDied, IdentitiesExhausted) as error:
         print(f"hayflick_orchestrator: cannot start: {error}", file=sys.stderr)
         return 1
 
@@ -88,10 +93,19 @@ def claim(node_id: str) -> tuple[Tree, int | None]:
     lock = _lock(root)
     deadline = time.monotonic() + RECLAIM_SECONDS
     for left in _left_behind(tree):
-        tree.kill(left)
-        while tree.populated(left) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        tree.remove(left)
+        if not tree.kill(left):
+            for pid in tree.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        while True:
+            try:
+                tree.remove(left)
+            except OSError as error:
+                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY) or time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_SECONDS)
+            else:
+                break
     return tree, lock
 
 
@@ -111,10 +125,14 @@ def _left_behind(tree: Tree) -> list[str]:
     return sorted({entry.name for root in tree.roots.values() for entry in root.iterdir() if entry.is_dir()})
 
 
-def _judge(
+def judge(
     layers: Sequence[Layer], allow_degraded: Sequence[str]
 ) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
-    """Return the layers without which nothing may be launched, and those let go by name."""
+    """Return the layers without which nothing may be launched, and those let go by name.
+
+    Raises:
+        ValueError: *allow_degraded* names no layer, or one that cannot be let go.
+    """
     try:
         return (), require(layers, allow_degraded)
     except LimitNotEnforceable:

@@ -79,7 +79,7 @@ class ControllerLink:
         self._outgoing: asyncio.Queue[ConnectNodeRequest] | None = None
         self._nudged = asyncio.Event()
         self._orders: set[str] = set()
-        self._welcomed = False
+        self._welcomed = self._lost = False
 
     def nudge(self) -> None:
         """Beat soon: there is news."""
@@ -121,6 +121,7 @@ class ControllerLink:
             admitted = self._welcomed = True
             self._lease.welcomed(hello_at, wire.seconds(welcome.lease))
             self._session.opened(welcome.session)
+            self._lost = False
             log.info("connected to the controller")
             if welcome.stop_worker_ids:
                 self._supervisor.spawn(self._obey(list(welcome.stop_worker_ids)), "stop at welcome")
@@ -131,7 +132,13 @@ class ControllerLink:
                 group.create_task(self._read(call))
         except* (grpc.RpcError, TimeoutError, _StreamEnded, asyncio.InvalidStateError) as errors:
             refusal = await _refusal(call, errors)
-            log.warning("no line to the controller: %s", refusal.message)
+            # Said once an outage, not once an attempt.
+            log.log(
+                logging.WARNING if admitted or not self._lost else logging.DEBUG,
+                "no line to the controller: %s",
+                refusal.message,
+            )
+            self._lost = True
         finally:
             self._outgoing = None
             call.cancel()

@@ -216,6 +216,7 @@ class TaskRun:
             await control.run(self._spec.info, self._spec.payload)
         except Violation as violation:
             self._violation = str(violation)
+            control.close()
             self._kill()
 
     async def _watch(self, ticket: Ticket) -> None:
