@@ -11,7 +11,7 @@ from replication import _checks
 BYTES_PER_MB = 1024 * 1024
 # The controller's own bounds: what it has on record must be readable here.
 MAX_CPUS = 1024.0
-MAX_MEMORY_MB = (2**53 - 1) // BYTES_PER_MB
+MAX_MEMORY_MB = (2**53 - 1) / BYTES_PER_MB
 MAX_PIDS = 4_194_304
 MAX_OPEN_FILES = 1_073_741_816
 MAX_CPU_TIME_SECONDS = 366 * 86_400.0

@@ -30,8 +30,8 @@ sys.stderr.write("a line for the log\\n")
 if os.environ.get("FAILS") == name:
     sys.exit("the disk is on fire")
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-print(f"{name} listening on {options['--listen']}", flush=True)
 try:
+    print(f"{name} listening on {options['--listen']}", flush=True)
     os.read(int(options["--lifeline-fd"]), 1)
 finally:
     with log.open("a") as out:

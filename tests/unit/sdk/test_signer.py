@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import hmac
+import json
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replication import Manifest, ManifestSigner, ResourceSpec
+from hayflick.v1 import resources_pb2
+from replication import Manifest, ManifestSigner, ResourceSpec, _rpc, _wire
 from replication.signer import canonical
 
 SECRET = "correct horse"
@@ -29,6 +33,36 @@ MANIFEST = Manifest(
     expires_at=datetime(2026, 1, 2, 3, 5, 5, 678901, tzinfo=UTC),
     key_id="k",
 )
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "manifest.md"
+VECTORS = json.loads(re.findall(r"```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0])
+
+
+def issued(vector: dict[str, str]) -> Manifest:
+    """Return the manifest of a published vector, as it comes over the wire."""
+    fields = json.loads(vector["canonical"])
+    resources = fields["resources"]
+    wire = resources_pb2.Manifest(
+        **{name: value for name, value in fields.items() if not name.endswith("_us") and name != "resources"},
+        resources=resources_pb2.Resources(
+            **{name: value for name, value in resources.items() if name != "cpu_time_limit_us"}
+        ),
+        signature=bytes.fromhex(vector["signature_hex"]),
+    )
+    wire.issue_time.FromMicroseconds(fields["issue_time_us"])
+    wire.expire_time.FromMicroseconds(fields["expire_time_us"])
+    if resources["cpu_time_limit_us"] is not None:
+        wire.resources.cpu_time_limit.FromMicroseconds(resources["cpu_time_limit_us"])
+    return _wire.manifest_from_json(_rpc.to_json(wire))
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=[vector["what"] for vector in VECTORS])
+def test_the_published_vectors_hold_here(vector: dict[str, str]) -> None:
+    """Canonical form and signature are those that the page on manifests publishes."""
+    manifest = issued(vector)
+    assert canonical(manifest).decode() == vector["canonical"]
+    assert ManifestSigner(vector["secret"]).verify(manifest)
 
 
 def test_what_a_secret_signed_it_verifies_and_another_does_not() -> None:
@@ -71,8 +105,6 @@ def test_the_canonical_form_is_rfc_8785(text: str, epoch: int) -> None:
     octets = canonical(
         dataclasses.replace(MANIFEST, worker_id=text[:64], state_snapshot={text: text}, epoch=epoch)
     )
-    import json
-
     assert rfc8785.dumps(json.loads(octets)) == octets
 
 
