@@ -16,6 +16,7 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import cel
@@ -39,8 +40,9 @@ Variables = Mapping[str, Any]
 _TOKEN = re.compile(
     r"""
       (?P<comment>//[^\n]*)
-    | (?P<string>[rRbB]{0,2}(?:'''(?:\\.|[^\\])*?'''|\"\"\"(?:\\.|[^\\])*?\"\"\"
-                              |'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"))
+    | (?P<raw>(?:[rR][bB]?|[bB][rR])(?:'''.*?'''|\"\"\".*?\"\"\"|'[^'\n]*'|"[^"\n]*"))
+    | (?P<string>[bB]?(?:'''(?:\\.|[^\\])*?'''|\"\"\"(?:\\.|[^\\])*?\"\"\"
+                      |'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"))
     | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
     | (?P<number>[0-9](?:[0-9A-Za-z_.])*)
     | (?P<symbol>&&|\|\||[=!<>]=|\S)
@@ -70,7 +72,7 @@ def check_source(source: str) -> None:
     if len(tokens) > MAX_TOKENS:
         raise ValueError(f"must have at most {MAX_TOKENS} tokens")
     nesting = 0
-    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+    for token, following in zip_longest(tokens, tokens[1:]):
         text = token.group()
         if token.lastgroup == "symbol" and text in "([{":
             nesting += 1

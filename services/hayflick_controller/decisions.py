@@ -67,6 +67,12 @@ class _Taken(Generic[V]):
 
 
 @dataclass(frozen=True, slots=True)
+class _Denied:
+    denial: Denial
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Repeated(Generic[M]):
     answer: M
     position: int
@@ -174,22 +180,25 @@ class Decisions:
         undo: Callable[[Tx, V], None] | None,
         durable: bool,
     ) -> M:
-        def run(tx: Tx) -> _Taken[V] | _Repeated[M] | Denial:
+        def run(tx: Tx) -> _Taken[V] | _Repeated[M] | _Denied:
             known = self.check_repeated(tx, request)
             if known is not None:
                 kept = form.message.FromString(known.body or b"")
                 return _Repeated(form.restore(tx, kept), known.position)
             value = decide(tx)
             if isinstance(value, Denial):
-                return value
+                return _Denied(value, tx.position)
             if undo is not None and not self._outbox.up:
                 raise unavailable("the logger does not answer")  # rolls back; a denial needs no logger
             self.remember(tx, request, (form.keep or form.give)(value).SerializeToString())
             return _Taken(value, tx.position)
 
         outcome = await self._store.transact(run, durable=durable)
-        if isinstance(outcome, Denial):
-            raise outcome.error()
+        if isinstance(outcome, _Denied):
+            # Recorded before it is answered where that can be had, but nothing
+            # is at stake: a denial stands without a logger.
+            await self.wait_recorded(outcome.position)
+            raise outcome.denial.error()
         if not self._outbox.up:
             error: HayflickError | None = unavailable("the logger does not answer")
         else:

@@ -176,9 +176,13 @@ class Node:
                     self.orders.append(message.order)
                     self.ordered.notify_all()
                 if self.obedient:
-                    result = self.carry_out(message.order)
-                    result.order_id = message.order.order_id
-                    await self._call.write(pb.ConnectNodeRequest(result=result))
+                    await self.answer(message.order)
+
+    async def answer(self, order: pb.Order) -> None:
+        """Carry an order out and say what came of it."""
+        result = self.carry_out(order)
+        result.order_id = order.order_id
+        await self._call.write(pb.ConnectNodeRequest(result=result))
 
     def carry_out(self, order: pb.Order) -> pb.OrderResult:
         """Do what an order says."""
@@ -303,7 +307,6 @@ class Bench:
         call = self.stub.WatchWorkers(pb.WatchWorkersRequest())
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                await call.initial_metadata() if False else None
                 worker = await self.worker(worker_id)
                 if worker.state == resources_pb2.STATE_ENDED:
                     return worker
