@@ -139,6 +139,8 @@ class Init:
                 self._start(order, list(descriptors))
             elif isinstance(order, KillTask):
                 self._kill(order)
+            else:
+                self._environment = {**self._environment, **order.environment}
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)

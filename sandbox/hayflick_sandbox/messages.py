@@ -63,6 +63,13 @@ FromInit = Ready | SetupFailed | Beat | TaskStarted | TaskExited
 
 
 @dataclass(frozen=True, slots=True)
+class SetEnvironment:
+    """Add these variables to every task's environment; comes before the first task."""
+
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class RunTask:
     """Start a task. Descriptors come with it: stdout, stderr, and for "call" the control socket."""
 
@@ -81,12 +88,14 @@ class KillTask:
     signal: int
 
 
-ToInit = RunTask | KillTask
+ToInit = SetEnvironment | RunTask | KillTask
 
 _FROM_INIT: dict[str, Callable[..., FromInit]] = {
     kind.__name__: kind for kind in (Ready, SetupFailed, Beat, TaskStarted, TaskExited)
 }
-_TO_INIT: dict[str, Callable[..., ToInit]] = {kind.__name__: kind for kind in (RunTask, KillTask)}
+_TO_INIT: dict[str, Callable[..., ToInit]] = {
+    kind.__name__: kind for kind in (SetEnvironment, RunTask, KillTask)
+}
 # What each field may be; a field that is not named here is not in any message.
 _FIELDS: dict[str, tuple[type, ...]] = {
     "step": (str,),

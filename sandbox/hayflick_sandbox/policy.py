@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import Any
 MIB = 1024 * 1024
 # RFC 8785 and JavaScript carry integers exactly up to here; nothing real is larger.
 MAX_INTEGER = 2**53 - 1
+# It travels to init in one packet.
+MAX_ENVIRONMENT_BYTES = 32 * 1024
 
 _RANGES: dict[str, tuple[int, int]] = {
     "memory_bytes": (16 * MIB, MAX_INTEGER),
@@ -92,11 +95,18 @@ class Policy:
         Raises:
             ValueError: naming the field.
         """
-        if not _HOSTNAME.fullmatch(self.hostname):
+        if type(self.loopback) is not bool:
+            raise ValueError(f"loopback: must be true or false, not {self.loopback!r}")
+        if not isinstance(self.hostname, str) or not _HOSTNAME.fullmatch(self.hostname):
             raise ValueError(f"hostname: {self.hostname!r} is not a host name of at most 63 characters")
         for name, value in self.environment.items():
-            if not _VARIABLE.fullmatch(name) or "\0" in value:
-                raise ValueError(f"environment: {name!r} is not a variable's name, or its value holds a NUL")
+            if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
+                raise ValueError(f"environment: {name!r} is not a variable's name")
+            if not isinstance(value, str) or "\0" in value:
+                raise ValueError(f"environment: the value of {name} is not a string without NUL")
+        size = len(json.dumps(dict(self.environment)))
+        if size > MAX_ENVIRONMENT_BYTES:
+            raise ValueError(f"environment: {size} bytes as JSON are over {MAX_ENVIRONMENT_BYTES}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the policy as JSON values, for :meth:`from_json`."""

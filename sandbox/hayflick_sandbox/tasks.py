@@ -108,17 +108,14 @@ def _arrange(descriptors: list[int], cpu_time: int | None) -> None:
     """Take init's place: own session, own stdio, default signals, nothing of init's."""
     os.setsid()
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGINT):
+    # The zygote and init ignore some, Python others, and an exec would hand that down.
+    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
-    # Python ignores SIGPIPE, and an exec would hand that down.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    high = [os.dup(descriptor) for descriptor in (0, *descriptors)]
-    targets = list(range(len(high)))
     # All copies lie above the targets, whatever numbers came in.
-    safe = [_above(descriptor, 16) for descriptor in high]
-    for target, descriptor in zip(targets, safe, strict=True):
+    copies = [_above(descriptor, CONTROL_FD + 1) for descriptor in (0, *descriptors)]
+    for target, descriptor in enumerate(copies):
         os.dup2(descriptor, target, inheritable=target < CONTROL_FD)
-    syscalls.close_range(len(targets))
+    syscalls.close_range(len(copies))
     if cpu_time is not None:
         # Soft below hard: SIGXCPU tells this limit from any other SIGKILL.
         resource.setrlimit(resource.RLIMIT_CPU, (cpu_time, cpu_time + 1))
@@ -142,8 +139,9 @@ def _execute(argv: tuple[str, ...], environment: Mapping[str, str]) -> int:
 
 
 def _call(entry: str) -> int:
-    # Python turns SIGPIPE into BrokenPipeError; a callable expects Python.
+    # Python turns these into BrokenPipeError and EFBIG; a callable expects Python.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     gc.enable()
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 -- lives as long as the process
     sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115

@@ -115,6 +115,10 @@ def build(template: Template) -> None:
 
     for path in sources:
         syscalls.mount_setattr(STAGE + path, _SEALED | syscalls.MOUNT_ATTR_NODEV, recursive=True)
+    for name in devices:
+        # Read-only keeps their inodes' times from being a channel; data still flows.
+        flags = _SEALED | syscalls.MOUNT_ATTR_NOEXEC
+        syscalls.mount_setattr(f"{STAGE}/dev/{name}", flags, recursive=False)
     for descriptor in (*sources.values(), *devices.values(), proc):
         os.close(descriptor)
     os.chdir(STAGE)

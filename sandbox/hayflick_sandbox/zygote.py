@@ -201,10 +201,12 @@ class Zygote:
             if pid == 0:
                 # Else our own copy would keep the pipe open if the zygote died here.
                 os.close(sync_write)
+                # Nor may a worker find the names of the others in its memory's live part.
+                self._launches.clear()
                 init.main(
                     plan,
                     channel,
-                    environment(policy),
+                    environment(),
                     beat_seconds=request["beat_seconds"],
                     cpu_time_seconds=policy.limits.cpu_time_seconds,
                 )
@@ -217,7 +219,10 @@ class Zygote:
                 _write(f"{template.HOST_PROC}/{pid}/uid_map", f"{WORKER_UID} {outside} 1")
                 _write(f"{template.HOST_PROC}/{pid}/gid_map", f"{WORKER_UID} {outside} 1")
             except OSError:
+                # One launch, one answer: it never started, so it must not be seen to exit.
                 os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                del self._launches[pid]
                 raise
             os.write(sync_write, b"1")
             self._say({"event": "started", "launch_id": request["launch_id"], "pid": pid}, pidfd)
@@ -269,8 +274,8 @@ class Zygote:
             _remove_cgroups(parent, name)
 
 
-def environment(policy: Policy) -> dict[str, str]:
-    """Return the whole environment of a worker: an allow-list, nothing inherited."""
+def environment() -> dict[str, str]:
+    """Return what is in every worker's environment; nothing is inherited."""
     return {
         "HOME": "/workspace",
         "LANG": "C.UTF-8",
@@ -278,7 +283,6 @@ def environment(policy: Policy) -> dict[str, str]:
         "PWD": "/workspace",
         "TMPDIR": "/tmp",
         "USER": "worker",
-        **policy.environment,
     }
 
 
@@ -317,6 +321,10 @@ def main() -> None:
     os.dup2(null, 0)
     os.close(null)
     prctl.set_name("hayflick-zygote")
+    # Both are inherited, and neither may depend on who started the orchestrator:
+    # workers must be able to enter what the template makes, and SIGCHLD must come.
+    os.umask(0o022)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     values = json.loads(sock.recv(MAX_PACKET_BYTES))
     setup = Setup(
         preload=tuple(values["preload"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import dataclasses
 import json
 import select
 import socket
@@ -12,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hayflick_sandbox import messages
 from hayflick_sandbox.cgroups import Tree
+from hayflick_sandbox.messages import SetEnvironment
 from hayflick_sandbox.policy import Policy
 
 START_SECONDS = 30.0
@@ -111,6 +114,7 @@ class Zygote:
             zygote._await_ready()
         except BaseException:
             zygote.close()
+            zygote.wait_closed()
             raise
         ours.setblocking(False)
         return zygote
@@ -136,18 +140,26 @@ class Zygote:
         Raises:
             ZygoteDied: there is nobody to ask.
             BlockingIOError: too many requests wait; read events, then try again.
+            ValueError: the request is larger than a packet.
         """
+        # The zygote's memory is in every worker's, so what one worker alone may
+        # know goes past it, on the channel that only that worker's init reads.
+        environment = messages.encode(SetEnvironment(dict(policy.environment)))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         request = {
             "launch_id": launch_id,
-            "policy": policy.to_json(),
+            "policy": dataclasses.replace(policy, environment={}).to_json(),
             "cgroup_path": cgroup_path,
             "uid": uid,
             "beat_seconds": beat_seconds,
         }
         with theirs:
             try:
-                socket.send_fds(self.socket, [json.dumps(request).encode()], [theirs.fileno()])
+                packet = json.dumps(request).encode()
+                if len(packet) > MAX_PACKET_BYTES:
+                    raise ValueError(f"a launch request of {len(packet)} bytes is over {MAX_PACKET_BYTES}")
+                ours.send(environment)
+                socket.send_fds(self.socket, [packet], [theirs.fileno()])
             except ConnectionError:
                 ours.close()
                 raise ZygoteDied("the zygote is gone") from None
