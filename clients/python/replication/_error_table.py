@@ -89,6 +89,8 @@ def error(
         end = EndReason.__members__.get(word)
         if end is not None and end in DENIED_BY_END:
             return errors.ReplicationDenied(message, reason=DENIED_BY_END[end], details=details)
+        if end is not None:
+            message += f" ({end.value})"
     if issubclass(cls, errors.LimitNotEnforceable):
         message = _with_remedy(message, details)
     return cls(message, reason=reason, details=details, retry_after_seconds=retry_after_seconds)
