@@ -5,6 +5,8 @@ Synchronous and small; the orchestrator does the same things on an event loop.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import secrets
 import select
@@ -12,7 +14,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hayflick_sandbox import messages
@@ -28,6 +29,8 @@ DEATH_SECONDS = 10.0
 CHUNK_BYTES = 64 * 1024
 
 Sink = Callable[[int, bytes], None]
+# The kernel ended init, for want of memory or by a signal, and all others with it.
+_INIT_GONE = TaskExited("main", None, signal.SIGKILL, 0.0, 0)
 
 
 class SandboxFailed(Exception):
@@ -61,7 +64,7 @@ class Session:
         self._zygote = zygote
 
     @classmethod
-    @contextmanager
+    @contextlib.contextmanager
     def open(cls, *, allow_degraded: Sequence[str] = (), preload: Sequence[str] = ()) -> Iterator[Session]:
         """Open a session; at its end every sandbox is dead and every cgroup gone.
 
@@ -100,26 +103,30 @@ class Session:
 
         Raises:
             SandboxFailed: the sandbox could not be built; nothing ran.
+            ValueError: *argv* is empty or too long.
         """
+        order = _order(argv)
         name = secrets.token_hex(8)
         uid = self._uids.lease()
-        self._tree.add(name, policy.limits)
         try:
+            self._tree.add(name, policy.limits)
             channel, started = self._launch(name, policy, uid)
             try:
                 with channel:
-                    exited = self._run_task(channel, argv, sink)
+                    exited = self._run_task(channel, order, sink)
                     oom_kills, usage = self._tree.oom_kills(name), self._tree.usage(name)
             finally:
                 self._end(name, started)
         finally:
-            self._tree.remove(name)
-            self._uids.release(uid)
+            try:
+                self._tree.remove(name)
+            finally:
+                self._uids.release(uid)
         return Result(exited.exit_code, exited.signal, oom_kills > 0, usage)
 
     def _launch(self, name: str, policy: Policy, uid: int) -> tuple[socket.socket, Started]:
         channel = self._zygote.launch(name, policy, name, uid)
-        answer = self._event(READY_SECONDS)
+        answer = self._event(name, READY_SECONDS)
         if not isinstance(answer, Started):
             channel.close()
             text = (
@@ -138,16 +145,19 @@ class Session:
             raise
         return channel, answer
 
-    def _run_task(self, channel: socket.socket, argv: Sequence[str], sink: Sink) -> TaskExited:
+    def _run_task(self, channel: socket.socket, order: bytes, sink: Sink) -> TaskExited:
         channel.setblocking(True)
         out_read, out_write = os.pipe2(os.O_CLOEXEC)
         err_read, err_write = os.pipe2(os.O_CLOEXEC)
         streams = {out_read: 1, err_read: 2}
         try:
-            order = RunTask("main", "exec", argv=tuple(argv))
-            socket.send_fds(channel, [messages.encode(order)], [out_write, err_write])
-            os.close(out_write)
-            os.close(err_write)
+            try:
+                socket.send_fds(channel, [order], [out_write, err_write])
+            except ConnectionError:
+                return _INIT_GONE
+            finally:
+                os.close(out_write)
+                os.close(err_write)
             poller = select.poll()
             for descriptor in (*streams, channel.fileno()):
                 poller.register(descriptor, select.POLLIN)
@@ -162,9 +172,9 @@ class Session:
                             poller.unregister(descriptor)
                     else:
                         exited = _task_exited(channel)
-            # Whatever a background child still holds open is not waited for.
+            # A background child may hold them open, or write for ever: what the
+            # command itself wrote is in the pipes now, and no more is waited for.
             for descriptor, stream in streams.items():
-                os.set_blocking(descriptor, False)
                 _drain(descriptor, stream, sink)
             return exited
         finally:
@@ -176,24 +186,41 @@ class Session:
             if not self._tree.kill(name):
                 kill(started.pidfd)
             deadline = time.monotonic() + DEATH_SECONDS
-            while not isinstance(self._event(deadline - time.monotonic()), Exited):
+            while not isinstance(self._event(name, deadline - time.monotonic()), Exited):
                 continue
         finally:
             os.close(started.pidfd)
 
-    def _event(self, seconds: float) -> Event:
-        if (event := self._zygote.receive()) is None:
-            if not select.select([self._zygote.socket], [], [], max(0.0, seconds))[0]:
+    def _event(self, name: str, seconds: float) -> Event:
+        """Return the next event of the launch *name*; others are of launches that were given up."""
+        deadline = time.monotonic() + seconds
+        while True:
+            if (event := self._zygote.receive()) is not None:
+                if event.launch_id == name:
+                    return event
+                if isinstance(event, Started):
+                    os.close(event.pidfd)
+            elif not select.select([self._zygote.socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise SandboxFailed(f"the zygote did not answer within {seconds:.0f} s")
-            event = self._zygote.receive()
-        assert event is not None
-        return event
+
+
+def _order(argv: Sequence[str]) -> bytes:
+    if not argv or any("\0" in word for word in argv):
+        raise ValueError("argv: it must be a command, and no word of it may hold a NUL")
+    try:
+        return messages.encode(RunTask("main", "exec", argv=tuple(argv)))
+    except messages.ProtocolViolation as error:
+        raise ValueError(f"argv: {error}") from None
 
 
 def _receive(channel: socket.socket, seconds: float) -> messages.FromInit | None:
+    """Return init's next message; ``None`` when none came in time, or init is gone."""
     if not select.select([channel], [], [], seconds)[0]:
         return None
-    packet = channel.recv(messages.MAX_PACKET_BYTES)
+    try:
+        packet = channel.recv(messages.MAX_PACKET_BYTES)
+    except ConnectionError:
+        return None
     return messages.parse_from_init(packet) if packet else None
 
 
@@ -201,15 +228,14 @@ def _task_exited(channel: socket.socket) -> TaskExited | None:
     message = _receive(channel, 0)
     if isinstance(message, Beat | TaskStarted | Ready):
         return None
-    if isinstance(message, TaskExited):
-        return message
-    # Init itself is gone: the kernel ended it, for want of memory or by a signal.
-    return TaskExited("main", None, signal.SIGKILL, 0.0, 0)
+    return message if isinstance(message, TaskExited) else _INIT_GONE
 
 
 def _drain(descriptor: int, stream: int, sink: Sink) -> None:
-    try:
-        while data := os.read(descriptor, CHUNK_BYTES):
+    """Read at most what the pipe can hold, without waiting."""
+    os.set_blocking(descriptor, False)
+    left = fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
+    with contextlib.suppress(BlockingIOError):
+        while left > 0 and (data := os.read(descriptor, min(left, CHUNK_BYTES))):
+            left -= len(data)
             sink(stream, data)
-    except BlockingIOError:
-        return
