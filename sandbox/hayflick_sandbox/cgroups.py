@@ -21,6 +21,7 @@ from hayflick_sandbox.policy import Limits
 CPU_PERIOD_MICROSECONDS = 100_000
 CONTROLLERS = ("memory", "cpu", "pids")
 OWN = "hayflick"
+ATTEMPTS = 10
 LEAF = "self"
 CHILDREN = "children"
 
@@ -89,18 +90,13 @@ class Tree:
         """
         used = []
         for one in hierarchies():
-            top = one.root / OWN
+            directory = one.root / OWN / node
             try:
-                (top / node).mkdir(parents=True, exist_ok=True)
-                if one.version == 2:
-                    missing = one.controllers - set((top / "cgroup.controllers").read_text().split())
-                    _enable(top, one.controllers - missing)
-                    _enable(top / node, one.controllers - missing)
-                    used.append(Hierarchy(one.root, 2, one.controllers - missing))
-                else:
-                    used.append(one)
+                _make(directory)
+                used.append(one if one.version == 1 else _delegate(one, directory))
             except OSError:
-                continue
+                with contextlib.suppress(OSError):
+                    _remove_tree(directory)
         return cls(node, used)
 
     def enforces(self, what: str) -> bool:
@@ -280,6 +276,30 @@ def _settings(limits: Limits, versions: dict[str, int]) -> Iterator[tuple[str, s
         yield "cpu.max", f"{cpu} {CPU_PERIOD_MICROSECONDS}"
     if "pids" in versions:
         yield "pids.max", str(limits.pids + 1)  # and its init
+
+
+def _make(directory: Path) -> None:
+    """Make *directory* and its parent, which a node that ends just now may remove."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:
+            if attempt == ATTEMPTS:
+                raise
+        else:
+            return
+
+
+def _delegate(one: Hierarchy, node: Path) -> Hierarchy:
+    """Hand the controllers of a version 2 hierarchy down to *node*'s children; return what came through."""
+    with contextlib.suppress(OSError):
+        # On most machines done by systemd already; in a container refused, because
+        # processes live in what is the root there.
+        _enable(one.root, one.controllers)
+    through = one.controllers & set((node.parent / "cgroup.controllers").read_text().split())
+    _enable(node.parent, through)
+    _enable(node, through)
+    return Hierarchy(one.root, 2, through)
 
 
 def _enable(directory: Path, controllers: frozenset[str]) -> None:

@@ -8,6 +8,7 @@ takes a block for itself by a lock that dies with it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -64,7 +65,13 @@ class UidRange:
 
     @classmethod
     def own(cls) -> UidRange:
-        """Return the degraded range of an ordinary user: everyone is the user."""
+        """Return the degraded range of an ordinary user: everyone is the user.
+
+        Raises:
+            PermissionError: the user is root, whose own id no worker may have.
+        """
+        if os.getuid() == 0:
+            raise PermissionError(errno.EPERM, "no worker may run with root's own uid")
         return _OwnUid(os.getuid(), 1)
 
     def lease(self) -> int:

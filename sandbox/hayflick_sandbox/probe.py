@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hayflick_sandbox import landlock, syscalls
 from hayflick_sandbox.cgroups import CONTROLLERS, Tree
+from hayflick_sandbox.identities import BLOCK_UIDS, BLOCKS, FIRST_UID
 
 # cgroup.kill came last of what we need (5.14).
 MINIMUM_KERNEL = (5, 14)
@@ -98,7 +100,8 @@ def require(layers: Iterable[Layer], allow_degraded: Iterable[str]) -> tuple[str
 
 def _kernel() -> Layer:
     release = platform.release()
-    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
+    found = re.match(r"(\d+)\.(\d+)", release)
+    numbers = (int(found[1]), int(found[2])) if found else (0, 0)
     wanted = ".".join(map(str, MINIMUM_KERNEL))
     return Layer(
         "kernel",
@@ -142,7 +145,14 @@ def _namespaces() -> Layer:
 
 def _identities() -> Layer:
     if os.geteuid() == 0:
-        return Layer("uid-range", True, "every worker has a host uid of its own")
+        if all(_maps(f"/proc/self/{kind}_map") for kind in ("uid", "gid")):
+            return Layer("uid-range", True, "every worker has a host uid of its own")
+        return Layer(
+            "uid-range",
+            False,
+            f"this root's user namespace lacks the uids from {FIRST_UID} on",
+            f"run in the initial user namespace, or map {BLOCKS * BLOCK_UIDS} uids and gids from {FIRST_UID}",
+        )
     return Layer(
         "uid-range",
         False,
@@ -151,11 +161,27 @@ def _identities() -> Layer:
     )
 
 
+def _maps(path: str) -> bool:
+    """Return whether the id map at *path* holds every id that workers may get (user_namespaces(7))."""
+    last = FIRST_UID + BLOCKS * BLOCK_UIDS
+    return any(
+        first <= FIRST_UID and last <= first + count
+        for first, _, count in (map(int, line.split()) for line in _text(path).splitlines())
+    )
+
+
 def _cgroups(tree: Tree) -> Iterable[Layer]:
     where = {name: one for one in tree.hierarchies for name in one.controllers}
     for name in CONTROLLERS:
         one = where.get(name)
-        if one is not None:
+        if one is not None and name == "memory" and _swaps_freely(tree.roots[one.root], one.version):
+            yield Layer(
+                name,
+                False,
+                f"cgroup v{one.version} at {one.root} cannot limit swap, and swap is on",
+                "swapoff -a, or boot with swapaccount=1, or allow_degraded memory",
+            )
+        elif one is not None:
             yield Layer(name, True, f"cgroup v{one.version} at {one.root}")
         else:
             yield Layer(name, False, "no writable cgroup hierarchy has this controller", _cgroup_remedy(name))
@@ -169,6 +195,13 @@ def _cgroups(tree: Tree) -> Iterable[Layer]:
             "no writable cgroup2 hierarchy: a subtree can be neither frozen nor killed in one write",
             _cgroup_remedy("kill"),
         )
+
+
+def _swaps_freely(node: Path, version: int) -> bool:
+    """Return whether a worker could leave its memory limit behind by being swapped out."""
+    limit = "memory.memsw.limit_in_bytes" if version == 1 else "memory.swap.max"
+    swaps = _text("/proc/swaps").splitlines()[1:]
+    return bool(swaps) and not (node / limit).exists()
 
 
 def _cgroup_remedy(name: str) -> str:
