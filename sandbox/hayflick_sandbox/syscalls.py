@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from typing import NoReturn
 
 CLONE_NEWTIME = 0x00000080
@@ -54,7 +53,7 @@ _NR = {
     "landlock_create_ruleset": 444,
     "landlock_add_rule": 445,
     "landlock_restrict_self": 446,
-    **{"x86_64": _X86_64, "aarch64": _AARCH64}.get(platform.machine(), {}),
+    **{"x86_64": _X86_64, "aarch64": _AARCH64}.get(os.uname().machine, {}),
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -77,7 +76,7 @@ def _fail(path: str | None = None) -> NoReturn:
 def _syscall(name: str, *arguments: object) -> int:
     number = _NR.get(name)
     if number is None:
-        raise OSError(38, f"{name}: no system call number is known for {platform.machine()}")
+        raise OSError(38, f"{name}: no system call number is known for {os.uname().machine}")
     result = int(_libc.syscall(ctypes.c_long(number), *arguments))
     if result < 0:
         _fail()

@@ -1,9 +1,9 @@
 """The fork server: a small, single-threaded process that starts every sandbox of a node.
 
 It is started before its orchestrator imports gRPC, because a process with
-threads cannot be forked safely, and it imports the standard library,
-python-prctl and pyseccomp alone, plus a preload list, because all that it
-imports is in the memory of every worker. Run as ``python -I -m
+threads cannot be forked safely, and it imports as little as it can of the
+standard library, python-prctl, and a preload list, because all that it imports
+is in the memory of every worker and slows every fork. Run as ``python -I -m
 hayflick_sandbox.zygote``; standard input is its end of the orchestrator's
 SEQPACKET socket.
 
@@ -31,7 +31,7 @@ from typing import Any
 
 import prctl
 
-from hayflick_sandbox import init, seccomp, steps, syscalls, template
+from hayflick_sandbox import init, steps, syscalls, template
 from hayflick_sandbox.networks import Networks
 from hayflick_sandbox.policy import Policy
 from hayflick_sandbox.template import WORKER_UID
@@ -61,6 +61,8 @@ class Setup:
         degraded: Layers that the operator let go by name and this machine lacks.
         unified: This node's directory in the version 2 hierarchy, or ``None``.
         legacy: This node's directories in version 1 hierarchies.
+        filters: The compiled seccomp filters, in the order to install them.
+        inet_filters: The same for workers that may make AF_INET sockets.
     """
 
     preload: tuple[str, ...]
@@ -68,6 +70,8 @@ class Setup:
     degraded: frozenset[str]
     unified: str | None
     legacy: tuple[str, ...]
+    filters: tuple[bytes, bytes]
+    inet_filters: tuple[bytes, bytes]
 
 
 class Zygote:
@@ -99,8 +103,8 @@ class Zygote:
             template=inside,
             last_capability=last_capability,
             degraded=self._setup.degraded,
-            filters=seccomp.compile_filters(inet=False),
-            inet_filters=seccomp.compile_filters(inet=True),
+            filters=self._setup.filters,
+            inet_filters=self._setup.inet_filters,
         )
         if own_uid == 0:
             os.setgroups([])
@@ -314,6 +318,11 @@ def _remove_cgroups(parent: int, name: str) -> None:
             raise
 
 
+def _filters(texts: list[str]) -> tuple[bytes, bytes]:
+    allowances, refusals = map(bytes.fromhex, texts)
+    return allowances, refusals
+
+
 def main() -> None:
     """Read the setup from the socket at descriptor 0, then serve."""
     sock = socket.socket(fileno=os.dup(0))
@@ -332,6 +341,8 @@ def main() -> None:
         degraded=frozenset(values["degraded"]),
         unified=values["unified"],
         legacy=tuple(values["legacy"]),
+        filters=_filters(values["filters"]),
+        inet_filters=_filters(values["inet_filters"]),
     )
     try:
         zygote = Zygote(sock, setup)

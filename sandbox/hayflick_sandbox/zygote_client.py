@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hayflick_sandbox import messages
+from hayflick_sandbox import messages, seccomp
 from hayflick_sandbox.cgroups import Tree
 from hayflick_sandbox.messages import SetEnvironment
 from hayflick_sandbox.policy import Policy
@@ -108,6 +108,9 @@ class Zygote:
             "degraded": list(degraded),
             "unified": unified[0] if unified else None,
             "legacy": [str(tree.roots[one.root]) for one in tree.hierarchies if one.version == 1],
+            # Compiled here, so that the compiler is not in the zygote's memory.
+            "filters": [program.hex() for program in seccomp.compile_filters(inet=False)],
+            "inet_filters": [program.hex() for program in seccomp.compile_filters(inet=True)],
         }
         try:
             ours.send(json.dumps(setup).encode())
