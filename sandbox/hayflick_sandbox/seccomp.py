@@ -149,6 +149,8 @@ def _export(rules: pyseccomp.SyscallFilter) -> bytes:
     # A binary tree instead of a list (libseccomp 2.5): the kernel walks the
     # program once for every call number when it is installed, and so do calls.
     rules.set_attr(pyseccomp.Attr.CTL_OPTIMIZE, 2)
+    # By default libseccomp ends only the thread that tried.
+    rules.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
     descriptor = os.memfd_create("seccomp-bpf")
     with os.fdopen(descriptor, "rb") as file:
         rules.export_bpf(file)
