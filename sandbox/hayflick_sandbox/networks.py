@@ -28,11 +28,20 @@ class Networks:
 
     def __init__(self) -> None:
         self._spares: list[int] = []
+        self._refused = False
 
     @property
     def wanting(self) -> bool:
         """Whether there is room for another spare."""
-        return len(self._spares) < SPARES
+        return len(self._spares) < SPARES and not self._refused
+
+    def stock(self) -> None:
+        """Make one spare, if the kernel lets us; else do without until one was needed."""
+        try:
+            self.make()
+        except OSError:
+            # Spares only save time: no worker that lives may end for want of one.
+            self._refused = True
 
     def make(self) -> None:
         """Make one spare; this process stays in it until it enters another."""
@@ -51,6 +60,7 @@ class Networks:
         """
         if not self._spares:
             self.make()
+        self._refused = False
         spare = self._spares.pop(0)
         try:
             syscalls.setns(spare, syscalls.CLONE_NEWNET)

@@ -134,7 +134,7 @@ class Zygote:
         while True:
             ready = poller.poll(0 if self._networks.wanting else None)
             if not ready:
-                self._networks.make()
+                self._networks.stock()
             for descriptor, _ in ready:
                 if descriptor == wake_read:
                     os.read(wake_read, 4_096)
