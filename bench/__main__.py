@@ -3,7 +3,7 @@
 Machines are noisy: read the ratios, and the medians before the rest. Each
 section starts what it measures afresh and leaves nothing behind.
 
-Usage: python bench/run.py [--workers 1000] [--only SECTION ...]
+Usage: python bench [--workers 1000] [--only SECTION ...]
 """
 
 from __future__ import annotations
