@@ -32,6 +32,9 @@ class Config:
     request_retention_seconds: float = field(
         default=86_400.0, metadata={"help": "how long a request_id is remembered"}
     )
+    start_timeout_seconds: float = field(
+        default=60.0, metadata={"help": "how long a worker may take from its registration to its first beat"}
+    )
     drain_seconds: float = field(
         default=5.0, metadata={"help": "how long running calls may go on after the signal to stop"}
     )
@@ -48,6 +51,7 @@ class Config:
             "audit_timeout_seconds",
             "flush_interval_seconds",
             "request_retention_seconds",
+            "start_timeout_seconds",
             "drain_seconds",
         ):
             value = getattr(self, name)

@@ -88,6 +88,7 @@ class Controller:
             Chore("leases", config.lease_seconds / 15, self._enforce_leases),
             Chore("heartbeats", config.flush_interval_seconds, self.nodes.write_beats),
             Chore("reservations", EXPIRE_INTERVAL_SECONDS, self._return_expired),
+            Chore("launches", config.start_timeout_seconds / 10, self._stop_stillborn),
             Chore("retention", FORGET_INTERVAL_SECONDS, self._forget_old),
         )
 
@@ -102,6 +103,11 @@ class Controller:
         why = link.failure.message if link.failure else "the stream ended"
         # Not awaited by the stream's own handler, which may be cancelled.
         self._spawn(self.nodes.disconnect(link, why))
+
+    @property
+    def audit_up(self) -> bool:
+        """Whether the logger answers."""
+        return self._outbox is not None and self._outbox.up
 
     async def wait_ready(self) -> None:
         """Return once the logger answers and has all that earlier starts left."""
@@ -121,6 +127,7 @@ class Controller:
             self._pursuing.cancel()
             await asyncio.gather(self._pursuing, return_exceptions=True)
         await self._pursuit.close()
+        await self.nodes.settle()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._outbox is not None:
@@ -150,6 +157,9 @@ class Controller:
                 tx.record(events.reservations_returned(contract_id, count, now_us))
 
         await self._store.transact(run)
+
+    async def _stop_stillborn(self) -> None:
+        await self.deaths.stop_stillborn(round(self.config.start_timeout_seconds * MICROSECONDS))
 
     async def _forget_old(self) -> None:
         before_us = self.clock() - round(self.config.request_retention_seconds * MICROSECONDS)

@@ -124,3 +124,22 @@ class Deaths:
             self._roster.forget(departures)
         dead = [worker_id for worker_id in response.worker_ids if worker_id not in departures.remaining]
         return controller_pb2.ReapStaleWorkersResponse(worker_ids=dead)
+
+    async def stop_stillborn(self, timeout_us: int) -> None:
+        """End workers that were registered and never began to run: their node forgot them."""
+        starting = self._roster.starting()
+        if not starting:
+            return
+
+        def stop(tx: Tx) -> bool:
+            before_us = self._clock() - timeout_us
+            found = [tx.worker(worker_id) for worker_id in starting]
+            stillborn = [
+                worker
+                for worker in found
+                if worker is not None and worker.state is State.STARTING and worker.create_us < before_us
+            ]
+            return bool(ends.stop(tx, stillborn, EndReason.LAUNCH_FAILED, "never began to run"))
+
+        if await self._decisions.record(stop):
+            self._pursuit.kick()

@@ -31,6 +31,8 @@ T = TypeVar("T")
 V = TypeVar("V")
 M = TypeVar("M", bound=Message)
 
+CLOSE_SECONDS = 1.0
+
 log = logging.getLogger(__name__)
 
 
@@ -169,8 +171,13 @@ class Decisions:
         )
 
     async def close(self) -> None:
-        """Wait for what is still being decided."""
-        await asyncio.gather(*self._running, return_exceptions=True)
+        """Let what is being decided end; what takes longer is in the database, for the next start."""
+        running = set(self._running)
+        if running:
+            _, slow = await asyncio.wait(running, timeout=CLOSE_SECONDS)
+            for task in slow:
+                task.cancel()
+            await asyncio.gather(*slow, return_exceptions=True)
 
     async def _take(
         self,

@@ -281,6 +281,10 @@ class Nodes:
                 HayflickError(ErrorReason.ERROR_REASON_SHUTTING_DOWN, "the controller is shutting down")
             )
 
+    async def settle(self) -> None:
+        """Return when what beats have set off has ended."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def _reconcile(self, tx: Tx, hello: Hello, now_us: int) -> tuple[str, ...]:
         """Bring the record and the node's word together; return what the node must end."""
         recorded = tx.live_workers(node_id=hello.node_id)

@@ -100,7 +100,7 @@ class Outbox:
     async def close(self) -> None:
         """Deliver what can be delivered within a few seconds; the rest stays in the database."""
         with contextlib.suppress(TimeoutError, HayflickError):
-            if self._committed:
+            if self._committed and self._client.connected:
                 await self._client.wait_acknowledged(self._committed, FLUSH_SECONDS)
         for task in self._tasks:
             task.cancel()

@@ -72,6 +72,10 @@ class Roster:
         node, state = self._workers.get(worker_id, ("", None))
         return state if node == node_id else None
 
+    def starting(self) -> list[str]:
+        """Return the workers that were not yet heard of as running."""
+        return [worker_id for worker_id, (_, state) in self._workers.items() if state is State.STARTING]
+
     def beat(self, worker_id: str, heard_us: int, usage: Usage) -> None:
         """Take a beat of a live worker."""
         self._beats[worker_id] = Beat(worker_id, heard_us, usage)

@@ -193,7 +193,7 @@ async def test_a_transaction_that_raises_changes_nothing(store: Store, commits: 
 
 
 async def test_slots_are_counted(store: Store) -> None:
-    """Issuing reserves a slot, registering takes it, ending gives it back; the version follows births and ends."""
+    """Issuing reserves a slot, registering takes it, ending gives it back, the version follows."""
     one = worker("a")
     await store.transact(lambda tx: tx.add_manifest(one.manifest))
     assert await counts(store) == (0, 1)
@@ -278,7 +278,7 @@ async def test_reservations_under_a_scope(store: Store, scope: Scope, path: str,
 
 
 async def test_births_of_a_parent(store: Store) -> None:
-    """The last birth is the newest child that did not fail to launch; reservations count while they are good."""
+    """The last birth is the newest child that did not fail to launch; good reservations count."""
     parent = worker("a")
     await add(store, parent, worker("b", parent, create_us=300), worker("c", parent, create_us=400))
     assert await store.transact(lambda tx: tx.last_birth_us("a")) == 400
@@ -397,7 +397,7 @@ async def test_latches(store: Store) -> None:
 
 
 async def test_answers(store: Store) -> None:
-    """An answer is kept, completed and forgotten; old ones go, with manifests that can not be used any more."""
+    """An answer is kept, completed and forgotten; old ones go, with manifests that are no use."""
     answer = Answer("request", "Method", "digest", None, 7, 100)
     await store.transact(lambda tx: tx.remember(answer))
     assert await store.transact(lambda tx: tx.answer("request")) == answer

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,10 +47,13 @@ class LoggerProcess:
     def __init__(self, directory: Path) -> None:
         self.address = f"unix://{directory}/logger.sock"
         self._arguments = ["--listen", self.address, "--data-dir", str(directory / "logger")]
+        self._arguments += ["--drain-seconds", "0.1"]
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start; return when it listens."""
+        """Start if need be; return when it listens."""
+        if self._process is not None:
+            return
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hayflick_logger", *self._arguments],
             stdout=subprocess.PIPE,
@@ -58,6 +62,16 @@ class LoggerProcess:
         )
         assert self._process.stdout is not None
         assert "listening" in self._process.stdout.readline()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop its time: it keeps its connections and answers nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """Stop; return when it is gone."""
@@ -231,15 +245,58 @@ class Bench:
         )
         self.server.add_insecure_port(self.address)
         await self.server.start()
-        self.channel = connect(self.address)
-        self.stub: Any = controller_pb2_grpc.ControllerServiceStub(self.channel)
+        self.use(connect(self.address))
         self.logger_channel = connect(self.logger.address)
         self.records: Any = logger_pb2_grpc.LoggerServiceStub(self.logger_channel)
+
+    def use(self, channel: grpc.aio.Channel) -> None:
+        """Talk to the controller at the other end of *channel*."""
+        self.channel = channel
+        self.stub: Any = controller_pb2_grpc.ControllerServiceStub(channel)
+
+    async def hang_up(self) -> None:
+        """End what a client holds."""
+        for node in self.nodes:
+            await node.hang_up()
+        await self.channel.close()
+
+    async def contract_when_ready(self) -> resources_pb2.Contract:
+        """Create a contract as soon as the controller has found its logger."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while True:
+                try:
+                    return await self.contract()
+                except HayflickError as error:
+                    if error.reason_name != "AUDIT_UNAVAILABLE":
+                        raise
 
     async def wait_audit(self) -> None:
         """Wait until the logger answers the controller."""
         async with asyncio.timeout(WAIT_SECONDS):
             await self.controller.wait_ready()
+
+    async def wait_audit_down(self) -> None:
+        """Wait until the controller knows that the logger is away."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while self.controller.audit_up:
+                await asyncio.sleep(0)  # noqa: ASYNC110 -- each turn of the loop may bring the news
+
+    async def recorded(self, contract_id: str, decision: str) -> bool:
+        """Wait until the logger has a decision about a contract; say so."""
+        filter_ = logger_pb2.EventFilter(contract_id=contract_id, events=["audit"])
+        call = self.records.TailEvents(logger_pb2.TailEventsRequest(filter=filter_, start_index=0))
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                async for response in call:
+                    if response.event.event.details["decision"] == decision:
+                        return True
+        finally:
+            call.cancel()
+        return False
+
+    async def ask(self, call: Any) -> Any:
+        """Await a call; raise its error as a program sees it."""
+        return await ask(call)
 
     async def stop(self) -> None:
         """Stop the controller as SIGTERM does."""
@@ -386,3 +443,15 @@ def ask_fixture() -> Callable[[Any], Any]:
 def request_id_fixture() -> Callable[[], str]:
     """Names requests."""
     return request_id
+
+
+@pytest.fixture(scope="session", name="logger_process")
+def logger_process_fixture() -> type[LoggerProcess]:
+    """The maker of loggers that can be stopped."""
+    return LoggerProcess
+
+
+@pytest.fixture(scope="session", name="bench_class")
+def bench_class_fixture() -> type[Bench]:
+    """Clients of a controller that runs elsewhere."""
+    return Bench

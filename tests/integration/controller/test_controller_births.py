@@ -186,7 +186,7 @@ async def test_forgeries(bench: Any, denied: Any) -> None:
 
 
 async def test_a_late_manifest(bench: Any, denied: Any, clock: Clock) -> None:
-    """A manifest whose time is over is refused, and its slot and its place in the cooldown are free again."""
+    """A manifest whose time is over is refused; its slot and its place in the cooldown are free."""
     contract = await bench.contract(max_replicas=2, cooldown=1_000, manifest_ttl=10)
     node = await bench.node()
     root = await bench.born(node, contract.contract_id)

@@ -141,7 +141,7 @@ def test_the_first_broken_rule_is_the_reason(facts: Facts) -> None:
 def test_what_is_registered_could_be_issued(
     facts: Facts, depth: int, epoch: int, valid: bool, status: ManifestStatus | None
 ) -> None:
-    """A registration is granted only where an issue would be, in the same epoch, for a good unused manifest."""
+    """A registration is granted only where an issue would be, in its epoch, for a good manifest."""
     presented = Presented(replace(MANIFEST, depth=depth, epoch=epoch), valid, status)
     decision = admission.decide_register(facts, presented)
     if isinstance(decision, Grant):
