@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from typing import Any
+from typing import Any, NoReturn
 
 MAX_FRAME_BYTES = 24 * 1024 * 1024
 MAX_HEADER_BYTES = MAX_FRAME_BYTES
@@ -18,6 +18,15 @@ _LENGTH = struct.Struct(">I")
 _PREFIX_BYTES = 2 * _LENGTH.size
 
 Header = dict[str, Any]
+
+
+def _not_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+# Python's parser also takes NaN and the infinities, which JSON does not have,
+# and from bytes other encodings than UTF-8.
+_DECODER = json.JSONDecoder(parse_constant=_not_json)
 
 
 class FrameError(Exception):
@@ -110,7 +119,7 @@ def _parse(frame: bytes) -> tuple[Header, bytes]:
     (length,) = _LENGTH.unpack_from(frame)
     end = _LENGTH.size + length
     try:
-        header = json.loads(frame[_LENGTH.size : end])
+        header = _DECODER.decode(frame[_LENGTH.size : end].decode())
     except (ValueError, RecursionError):
         raise FrameError("the header is not JSON") from None
     if not isinstance(header, dict):

@@ -7,6 +7,7 @@ no user code, holds the inner end; its words are checked all the same.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
@@ -132,7 +133,10 @@ def parse_from_init(packet: bytes) -> FromInit:
     name, fields = _split(packet)
     kind = _FROM_INIT.get(name)
     if kind is None or not all(
-        field in _FIELDS and type(value) in _FIELDS[field] for field, value in fields.items()
+        field in _FIELDS
+        and type(value) in _FIELDS[field]
+        and not (type(value) is float and not math.isfinite(value))
+        for field, value in fields.items()
     ):
         raise ProtocolViolation("not a message of init")
     return _build(kind, fields)
