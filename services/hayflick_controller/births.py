@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,15 +22,12 @@ from hayflick_controller import (
 )
 from hayflick_controller.admission import Denial, Facts, Presented
 from hayflick_controller.decisions import Decisions, Form, Request
+from hayflick_controller.facts import read_facts, require_contract
 from hayflick_controller.model import (
-    EVERYTHING,
     Contract,
-    Latch,
     Manifest,
     ManifestStatus,
     Resources,
-    Scope,
-    ScopeKind,
     State,
     StopCondition,
     Worker,
@@ -285,62 +281,6 @@ class Births:
         # The manifest is good again: nothing was born of it.
         tx.settle(worker.manifest.manifest_id, ManifestStatus.RESERVED)
         tx.record(events.undone("registration", worker.manifest, self._clock()))
-
-
-def require_contract(tx: Tx, contract_id: str) -> Contract:
-    """Return a contract, locked against other changes of its population.
-
-    Raises:
-        HayflickError: CONTRACT_UNKNOWN.
-    """
-    contract = tx.contract(contract_id, lock=True)
-    if contract is None:
-        raise HayflickError(
-            ErrorReason.ERROR_REASON_CONTRACT_UNKNOWN,
-            f"contract_id: there is no contract {contract_id}",
-            metadata={"contract_id": contract_id, "field": "contract_id"},
-        )
-    return contract
-
-
-def scopes_over(contract_id: str, path: str) -> list[Scope]:
-    """Return every scope that a latch over a birth below *path* ("" for a root) may have."""
-    scopes = [EVERYTHING, Scope(ScopeKind.CONTRACT, contract_id)]
-    for worker_id in lineage.members(path):
-        scopes += [Scope(ScopeKind.WORKER, worker_id), Scope(ScopeKind.QUARANTINE, worker_id)]
-    return scopes
-
-
-def read_facts(
-    tx: Tx, contract: Contract, parent_id: str, now_us: int, *, issuing: bool, own_reservations: int = 0
-) -> Facts:
-    """Return what the rules need to know of a birth.
-
-    Args:
-        tx: The transaction that decides.
-        contract: Locked.
-        parent_id: Empty for a root.
-        now_us: The time of the decision.
-        issuing: Whether reservations count as births of the parent.
-        own_reservations: Reserved slots that are the birth's own.
-    """
-    parent = tx.worker(parent_id) if parent_id else None
-    scopes = scopes_over(contract.contract_id, parent.path if parent else "")
-    found: Mapping[Scope, Latch] = tx.latches(scopes)
-    last_birth_us = None
-    if parent is not None and contract.policy.cooldown_us:
-        births = [tx.last_birth_us(parent_id)]
-        if issuing:
-            births.append(tx.last_reservation_us(parent_id, now_us))
-        last_birth_us = max((birth for birth in births if birth is not None), default=None)
-    return Facts(
-        now_us=now_us,
-        contract=replace(contract, reserved_count=contract.reserved_count - own_reservations),
-        latches=tuple(found[scope] for scope in scopes if scope in found),
-        parent_id=parent_id,
-        parent=parent,
-        last_birth_us=last_birth_us,
-    )
 
 
 def _ask_conditions(

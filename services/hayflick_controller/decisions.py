@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_controller.admission import Denial
 from hayflick_controller.model import Answer
-from hayflick_controller.outbox import Outbox, unavailable
+from hayflick_controller.outbox import Outbox, not_recorded, unavailable
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class Decisions:
         if error is not None:
             if undo is not None and isinstance(outcome, _Taken):
                 await self._undo(request, outcome.value, undo)
-            raise error
+            raise error if undo is not None else not_recorded("the logger does not answer")
         return form.give(outcome.value) if isinstance(outcome, _Taken) else outcome.answer
 
     async def _await_record(self, position: int) -> HayflickError | None:

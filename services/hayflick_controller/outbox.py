@@ -203,6 +203,16 @@ def _queued(after: int, tx: Tx) -> list[Queued]:
     return tx.queued(after, PAGE_EVENTS)
 
 
+def not_recorded(message: str) -> HayflickError:
+    """Return the error about a fact that is kept here and not yet durable in the log."""
+    return HayflickError(
+        ErrorReason.ERROR_REASON_AUDIT_UNAVAILABLE,
+        f"kept, and not yet in the audit log; ask again with the same request_id: {message}",
+        metadata={"service": "logger"},
+        retry_after_seconds=1.0,
+    )
+
+
 def unavailable(message: str) -> HayflickError:
     """Return the refusal of a decision that could not be recorded."""
     return HayflickError(

@@ -278,8 +278,8 @@ class Bench:
     async def wait_audit_down(self) -> None:
         """Wait until the controller knows that the logger is away."""
         async with asyncio.timeout(WAIT_SECONDS):
-            while self.controller.audit_up:
-                await asyncio.sleep(0)  # noqa: ASYNC110 -- each turn of the loop may bring the news
+            while self.controller.audit_up:  # noqa: ASYNC110 -- each turn of the loop may bring the news
+                await asyncio.sleep(0)
 
     async def recorded(self, contract_id: str, decision: str) -> bool:
         """Wait until the logger has a decision about a contract; say so."""

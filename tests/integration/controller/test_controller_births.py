@@ -186,7 +186,7 @@ async def test_forgeries(bench: Any, denied: Any) -> None:
 
 
 async def test_a_late_manifest(bench: Any, denied: Any, clock: Clock) -> None:
-    """A manifest whose time is over is refused; its slot and its place in the cooldown are free."""
+    """A manifest whose time is over is refused, and what it reserved is free."""
     contract = await bench.contract(max_replicas=2, cooldown=1_000, manifest_ttl=10)
     node = await bench.node()
     root = await bench.born(node, contract.contract_id)
@@ -277,7 +277,7 @@ async def test_a_node_must_hold_its_session(bench: Any, denied: Any) -> None:
 
 
 async def test_repeated_requests(bench: Any, denied: Any, request_id: Any) -> None:
-    """The same request gets the same answer and changes nothing; the same id with other contents is refused."""
+    """The same request gets the same answer and changes nothing; other contents are refused."""
     contract = await bench.contract()
     node = await bench.node()
     name = request_id()

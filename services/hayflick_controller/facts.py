@@ -1,0 +1,69 @@
+"""The facts of a birth, read in the transaction that decides it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick_controller import lineage
+from hayflick_controller.admission import Facts
+from hayflick_controller.model import EVERYTHING, Contract, Latch, Scope, ScopeKind
+from hayflick_controller.store import Tx
+from hayflick_rpc.errors import HayflickError
+
+
+def require_contract(tx: Tx, contract_id: str) -> Contract:
+    """Return a contract, locked against other changes of its population.
+
+    Raises:
+        HayflickError: CONTRACT_UNKNOWN.
+    """
+    contract = tx.contract(contract_id, lock=True)
+    if contract is None:
+        raise HayflickError(
+            ErrorReason.ERROR_REASON_CONTRACT_UNKNOWN,
+            f"contract_id: there is no contract {contract_id}",
+            metadata={"contract_id": contract_id, "field": "contract_id"},
+        )
+    return contract
+
+
+def scopes_over(contract_id: str, path: str) -> list[Scope]:
+    """Return every scope that a latch over a birth below *path* ("" for a root) may have."""
+    scopes = [EVERYTHING, Scope(ScopeKind.CONTRACT, contract_id)]
+    for worker_id in lineage.members(path):
+        scopes += [Scope(ScopeKind.WORKER, worker_id), Scope(ScopeKind.QUARANTINE, worker_id)]
+    return scopes
+
+
+def read_facts(
+    tx: Tx, contract: Contract, parent_id: str, now_us: int, *, issuing: bool, own_reservations: int = 0
+) -> Facts:
+    """Return what the rules need to know of a birth.
+
+    Args:
+        tx: The transaction that decides.
+        contract: Locked.
+        parent_id: Empty for a root.
+        now_us: The time of the decision.
+        issuing: Whether reservations count as births of the parent.
+        own_reservations: Reserved slots that are the birth's own.
+    """
+    parent = tx.worker(parent_id) if parent_id else None
+    scopes = scopes_over(contract.contract_id, parent.path if parent else "")
+    found: Mapping[Scope, Latch] = tx.latches(scopes)
+    last_birth_us = None
+    if parent is not None and contract.policy.cooldown_us:
+        births = [tx.last_birth_us(parent_id)]
+        if issuing:
+            births.append(tx.last_reservation_us(parent_id, now_us))
+        last_birth_us = max((birth for birth in births if birth is not None), default=None)
+    return Facts(
+        now_us=now_us,
+        contract=replace(contract, reserved_count=contract.reserved_count - own_reservations),
+        latches=tuple(found[scope] for scope in scopes if scope in found),
+        parent_id=parent_id,
+        parent=parent,
+        last_birth_us=last_birth_us,
+    )
