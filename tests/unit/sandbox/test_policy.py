@@ -40,7 +40,7 @@ def test_only_cpu_time_may_be_absent() -> None:
     assert Limits(cpu_time_seconds=None).cpu_time_seconds is None
     for name in set(RANGES) - {"cpu_time_seconds"}:
         with pytest.raises(ValueError, match=f"^{name}: "):
-            Limits(**{name: None})
+            Limits(**{name: None})  # type: ignore[arg-type]
 
 
 def test_every_limit_has_a_range() -> None:
