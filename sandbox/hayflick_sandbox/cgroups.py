@@ -292,10 +292,8 @@ def _make(directory: Path) -> None:
 
 def _delegate(one: Hierarchy, node: Path) -> Hierarchy:
     """Hand the controllers of a version 2 hierarchy down to *node*'s children; return what came through."""
-    with contextlib.suppress(OSError):
-        # On most machines done by systemd already; in a container refused, because
-        # processes live in what is the root there.
-        _enable(one.root, one.controllers)
+    # Handing them to the top is the host's business: systemd has done so on most
+    # machines, and what is missing there the probe reports with its remedy.
     through = one.controllers & set((node.parent / "cgroup.controllers").read_text().split())
     _enable(node.parent, through)
     _enable(node, through)

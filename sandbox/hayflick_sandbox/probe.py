@@ -206,7 +206,12 @@ def _swaps_freely(node: Path, version: int) -> bool:
 
 def _cgroup_remedy(name: str) -> str:
     if os.geteuid() == 0:
-        return f"mount cgroup2 and delegate its controllers, or allow_degraded {name}"
+        mend = (
+            "mount cgroup2 at /sys/fs/cgroup"
+            if name == "kill"
+            else f"echo +{name} > /sys/fs/cgroup/cgroup.subtree_control"
+        )
+        return f"{mend}, or allow_degraded {name}"
     return f"run as root, or under systemd-run --user --scope -p Delegate=yes; or allow_degraded {name}"
 
 
