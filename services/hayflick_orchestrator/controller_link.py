@@ -11,8 +11,8 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
@@ -45,6 +45,8 @@ MAX_OUTGOING = 1_024
 LEASE_CHECK_SECONDS = 0.05
 
 _Call = grpc.aio.StreamStreamCall[ConnectNodeRequest, ConnectNodeResponse]
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -126,12 +128,13 @@ class ControllerLink:
             if welcome.stop_worker_ids:
                 self._supervisor.spawn(self._obey(list(welcome.stop_worker_ids)), "stop at welcome")
             self._outgoing = asyncio.Queue(MAX_OUTGOING)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._beat(self._outgoing, wire.seconds(welcome.beat_interval)))
-                group.create_task(self._write(call, self._outgoing))
-                group.create_task(self._read(call))
-        except* (grpc.RpcError, TimeoutError, _StreamEnded, asyncio.InvalidStateError) as errors:
-            refusal = await _refusal(call, errors)
+            await _first_failure(
+                self._read(call),
+                self._write(call, self._outgoing),
+                self._beat(self._outgoing, wire.seconds(welcome.beat_interval)),
+            )
+        except (grpc.RpcError, TimeoutError, _StreamEnded, asyncio.InvalidStateError) as error:
+            refusal = await _refusal(call, error)
             # Said once an outage, not once an attempt.
             log.log(
                 logging.WARNING if admitted or not self._lost else logging.DEBUG,
@@ -156,8 +159,8 @@ class ControllerLink:
             python_version=PYTHON_VERSION,
         )
         async with asyncio.timeout(WELCOME_SECONDS):
-            await call.write(ConnectNodeRequest(hello=hello))
-            answer = await call.read()
+            await _live(call.write(ConnectNodeRequest(hello=hello)))
+            answer = await _live(call.read())
         if not isinstance(answer, ConnectNodeResponse) or answer.WhichOneof("message") != "welcome":
             raise _StreamEnded("the controller did not welcome this node")
         return answer.welcome
@@ -186,10 +189,10 @@ class ControllerLink:
     async def _write(self, call: _Call, outgoing: asyncio.Queue[ConnectNodeRequest]) -> None:
         # The only writer: gRPC takes one message of a stream at a time.
         while True:
-            await call.write(await outgoing.get())
+            await _live(call.write(await outgoing.get()))
 
     async def _read(self, call: _Call) -> None:
-        while isinstance(answer := await call.read(), ConnectNodeResponse):
+        while isinstance(answer := await _live(call.read()), ConnectNodeResponse):
             match answer.WhichOneof("message"):
                 case "ack":
                     self._lease.acknowledged(answer.ack.sequence)
@@ -260,26 +263,61 @@ class ControllerLink:
             await asyncio.sleep(LEASE_CHECK_SECONDS)
 
 
+async def _live(operation: Awaitable[T]) -> T:
+    """Await an operation of a call that somebody else may cancel.
+
+    gRPC reports that as a cancellation of whoever waits, which would end the
+    task without a word.
+
+    Raises:
+        _StreamEnded: the call was cancelled, and not this task.
+    """
+    try:
+        return await operation
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise _StreamEnded("the stream was given up") from None
+
+
 class _StreamEnded(Exception):
     """The controller, not the transport, ended the stream."""
 
 
-async def _refusal(call: _Call, errors: BaseExceptionGroup[BaseException]) -> HayflickError:
-    """Return the first word of the controller among *errors*, or one of our own."""
-    for error in errors.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            return await _refusal(call, error)
-        if isinstance(error, grpc.RpcError):
-            return from_rpc_error(error)
-    # What ended first can be the writer, which knows only that the call is
-    # over; the call itself knows why.
+async def _first_failure(*duties: Coroutine[Any, Any, None]) -> None:
+    """Run *duties*, none of which ends by itself, until one fails; end the others and raise.
+
+    Not a TaskGroup: until Python 3.13 one that fails leaves its parent counted
+    as being cancelled, and :func:`_live` asks for that count.
+    """
+    tasks = [asyncio.create_task(duty) for duty in duties]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        failed = next((task for task in tasks if task.done()), None)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if failed is not None:
+        failed.result()
+
+
+async def _refusal(call: _Call, error: Exception) -> HayflickError:
+    """Return the word of the controller that *error* brought, or one of our own."""
+    if isinstance(error, grpc.RpcError):
+        return from_rpc_error(error)
     if call.done():
-        status = await call.code()
-        if status is not grpc.StatusCode.OK:
-            with contextlib.suppress(grpc.RpcError):
-                await call.read()
+        # What ended first can be the writer, which knows only that the call
+        # is over; the next read knows why.
+        try:
+            await _live(call.read())
+        except grpc.RpcError as told:
+            return from_rpc_error(told)
+        except (_StreamEnded, asyncio.InvalidStateError):
+            pass
     return HayflickError(
-        ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE, str(errors.exceptions[0]) or "the stream ended"
+        ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE, str(error) or "the controller does not answer"
     )
 
 
