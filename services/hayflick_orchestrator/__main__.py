@@ -16,7 +16,6 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hayflick_orchestrator.config import Config
@@ -27,6 +26,7 @@ from hayflick_sandbox.probe import Layer, LimitNotEnforceable, probe, require
 from hayflick_sandbox.zygote_client import Zygote, ZygoteDied
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 # What a predecessor left dies at once; its control groups may stay busy a moment.

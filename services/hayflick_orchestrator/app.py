@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hayflick.v1 import orchestrator_pb2, orchestrator_pb2_grpc
@@ -31,6 +30,8 @@ from hayflick_rpc.channel import connect
 from hayflick_rpc.server import serve
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import grpc
 
     from hayflick_orchestrator.config import Config

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
@@ -27,6 +26,8 @@ from hayflick_rpc.errors import HayflickError, invalid_field
 from hayflick_rpc.wire import require_request_id
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
     from hayflick_orchestrator.control import Dispatch, Emit, Json
     from hayflick_orchestrator.controller_client import ControllerClient
     from hayflick_orchestrator.launcher import Launcher

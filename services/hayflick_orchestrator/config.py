@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from pathlib import Path  # read at run time by hayflick_rpc.config
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,9 @@ class Config:
     controller: str = field(metadata={"help": "the controller's address: unix:///absolute/path"})
     logger: str = field(metadata={"help": "the logger's address: unix:///absolute/path"})
     node_id: str = field(metadata={"help": "this node's name, unique among live nodes"})
-    data_dir: Path = field(metadata={"help": "a directory of the node's own"})
+    data_dir: Path = field(
+        metadata={"help": "a directory for the node's own files; nothing is kept there yet"}
+    )
     allow_degraded: tuple[str, ...] = field(
         default=(), metadata={"help": "sandbox layers to do without when missing, by name, comma-separated"}
     )

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import grpc
@@ -17,6 +16,8 @@ from hayflick_rpc.errors import HayflickError
 from hayflick_rpc.status import from_rpc_error
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hayflick.v1.resources_pb2 import Exit, Manifest, Usage, Worker
 
 # Stop conditions may run predicates, each with its own time limit.

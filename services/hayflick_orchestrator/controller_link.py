@@ -11,7 +11,6 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -29,6 +28,8 @@ from hayflick_rpc.errors import HayflickError
 from hayflick_rpc.status import from_rpc_error
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
     from hayflick_orchestrator.controller_client import Session
     from hayflick_orchestrator.supervisor import Everyone, Report, Supervisor
 

@@ -11,7 +11,6 @@ import errno
 import logging
 import secrets
 import signal
-from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,8 @@ from hayflick_sandbox.identities import IdentitiesExhausted, UidRange
 from hayflick_sandbox.zygote_client import Exited, LaunchFailed, Started, Zygote, ZygoteDied
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
     from hayflick_sandbox.cgroups import Tree, Usage
     from hayflick_sandbox.policy import Policy
     from hayflick_sandbox.probe import Layer

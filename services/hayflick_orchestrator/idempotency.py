@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
@@ -18,7 +17,12 @@ from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_rpc.errors import HayflickError
 from hayflick_rpc.wire import require_request_id
 
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
 MAX_ANSWERS = 10_000
+# An answer can hold a manifest with a snapshot of a megabyte.
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
 T = TypeVar("T", bound=Message)
 
@@ -26,8 +30,10 @@ T = TypeVar("T", bound=Message)
 class Once:
     """Runs each request once and remembers the answers of those that succeeded."""
 
-    def __init__(self, max_answers: int = MAX_ANSWERS) -> None:
+    def __init__(self, max_answers: int = MAX_ANSWERS, max_answer_bytes: int = MAX_ANSWER_BYTES) -> None:
         self._max_answers = max_answers
+        self._max_answer_bytes = max_answer_bytes
+        self._answer_bytes = 0
         self._known: OrderedDict[tuple[str, str], tuple[bytes, asyncio.Task[Any]]] = OrderedDict()
 
     async def run(
@@ -65,11 +71,14 @@ class Once:
         if task.cancelled() or task.exception() is not None:
             self._known.pop(key, None)
             return
-        while len(self._known) > self._max_answers:
-            oldest = next(iter(self._known))
-            if not self._known[oldest][1].done():
+        self._answer_bytes += task.result().ByteSize()
+        for oldest, (_, before) in tuple(self._known.items()):
+            if len(self._known) <= self._max_answers and self._answer_bytes <= self._max_answer_bytes:
                 break
-            del self._known[oldest]
+            # Work in progress is not forgotten; it is counted when it is done.
+            if before.done() and oldest != key:
+                self._answer_bytes -= before.result().ByteSize()
+                del self._known[oldest]
 
     async def settled(self) -> None:
         """Return when no work is in progress."""

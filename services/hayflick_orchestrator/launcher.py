@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,8 @@ from hayflick_rpc import wire
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hayflick_orchestrator.controller_client import ControllerClient
     from hayflick_orchestrator.host import Host
     from hayflick_orchestrator.records import Records

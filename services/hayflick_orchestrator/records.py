@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +11,8 @@ from hayflick_rpc import wire
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hayflick.v1.resources_pb2 import Usage, Worker
 
 RECORD_TIMEOUT_SECONDS = 5.0

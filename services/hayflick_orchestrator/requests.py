@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import platform
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +16,8 @@ from hayflick_rpc.errors import HayflickError, invalid_field
 from hayflick_sandbox.policy import Limits, Policy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hayflick.v1.orchestrator_pb2 import StopWorkerRequest, Task
 
 PYTHON_VERSION = ".".join(platform.python_version_tuple()[:2])

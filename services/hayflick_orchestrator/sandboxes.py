@@ -12,9 +12,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from hayflick_sandbox import messages
 from hayflick_sandbox.messages import (
@@ -28,6 +28,9 @@ from hayflick_sandbox.messages import (
     TaskExited,
     TaskStarted,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 # What one wake-up reads from one init at most, so that none starves the others.
 PACKETS_AT_ONCE = 64

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -17,6 +16,8 @@ from hayflick_rpc import wire
 from hayflick_rpc.errors import invalid_field
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
     from hayflick_orchestrator.config import Config
     from hayflick_orchestrator.launcher import Launcher
     from hayflick_orchestrator.supervisor import Everyone, Supervisor
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from hayflick_sandbox.probe import Layer
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+# A page ends early rather than outgrow a message: each worker's snapshot may be a megabyte.
+MAX_PAGE_BYTES = 8 * 1024 * 1024
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
@@ -121,11 +126,17 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         if not isinstance(after, int):
             raise invalid_field("page_token", "is not one of this listing")
         rest = sorted((w for w in self._population if w.serial > after), key=lambda worker: worker.serial)
-        page, more = rest[:size], len(rest) > size
-        return pb.ListSandboxesResponse(
-            sandboxes=[worker.sandbox_message() for worker in page],
-            next_page_token=wire.encode_page_token(mark, page[-1].serial) if more else "",
-        )
+        answer, left = pb.ListSandboxesResponse(), MAX_PAGE_BYTES
+        for worker in rest[:size]:
+            sandbox = worker.sandbox_message()
+            left -= sandbox.ByteSize()
+            if left < 0 and answer.sandboxes:
+                break
+            answer.sandboxes.append(sandbox)
+            last = worker.serial
+        if len(answer.sandboxes) < len(rest):
+            answer.next_page_token = wire.encode_page_token(mark, last)
+        return answer
 
     async def GetNode(  # noqa: N802 -- protoc names it
         self, request: pb.GetNodeRequest, context: Context

@@ -14,7 +14,6 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -41,6 +40,8 @@ from hayflick_orchestrator.workers import Birth, Worker, exit_message, usage_mes
 from hayflick_rpc import wire
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable
+
     from hayflick_orchestrator.controller_client import ControllerClient
     from hayflick_orchestrator.host import Host
     from hayflick_orchestrator.records import Records
@@ -104,6 +105,9 @@ class Supervisor:
         self._records = records
         self._heartbeat_timeout_seconds = heartbeat_timeout_seconds
         self._background: set[asyncio.Task[Any]] = set()
+        self._mass_kills = 0
+        self._calm = asyncio.Event()
+        self._calm.set()
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run *work* on its own; its failure is logged."""
@@ -213,9 +217,18 @@ class Supervisor:
         for birth in births:
             birth.ask = birth.ask or ask
         paths = self._paths(scope, workers, births)
-        await asyncio.gather(*(self._host.kill(path) for path in paths))
         deadline = started + timeout_seconds
-        await _all([*(w.verdict for w in workers), *(b.settled for b in births)], deadline)
+        # Clearing up after the first would only delay seeing the last one dead.
+        self._mass_kills += 1
+        self._calm.clear()
+        try:
+            await asyncio.gather(*(self._host.kill(path) for path in paths))
+            await _all([worker.verdict for worker in workers], deadline)
+        finally:
+            self._mass_kills -= 1
+            if not self._mass_kills:
+                self._calm.set()
+        await _all([birth.settled for birth in births], deadline)
         seen_at = [
             worker.sandbox.dead.result().seen_at_monotonic for worker in workers if worker.verdict.done()
         ]
@@ -390,6 +403,7 @@ class Supervisor:
         worker.verdict.set_result(exit_)
         # Whoever descends from it ends with it, whatever it died of.
         self.ask_end(worker, asked or Ask(exit_.reason, exit_.detail))
+        await self._calm.wait()
         # Bottom up: the record never shows a child without its parent, and a
         # control group can only go when those below it are gone.
         await asyncio.gather(*(child.ended for child in self._population.children(worker.worker_id)))

@@ -17,7 +17,6 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,8 @@ from hayflick_orchestrator.control import ControlStream, Dispatch, Raised, Viola
 from hayflick_sandbox.messages import RunTask, TaskExited
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from hayflick_orchestrator.requests import TaskSpec
     from hayflick_orchestrator.sandboxes import Sandbox, Ticket
 
@@ -216,8 +217,8 @@ class TaskRun:
             await control.run(self._spec.info, self._spec.payload)
         except Violation as violation:
             self._violation = str(violation)
-            control.close()
             self._kill()
+            control.close()
 
     async def _watch(self, ticket: Ticket) -> None:
         ends: set[asyncio.Future[Any]] = {ticket.exited, self._sandbox.dead}

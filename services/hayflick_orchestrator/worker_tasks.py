@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING
 
 from google.protobuf.json_format import MessageToDict
@@ -30,6 +29,8 @@ from hayflick_rpc import wire
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
     from hayflick_orchestrator.control import Dispatch
     from hayflick_orchestrator.records import Records
     from hayflick_orchestrator.supervisor import Supervisor

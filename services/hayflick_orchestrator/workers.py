@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -21,6 +20,8 @@ from hayflick_rpc import wire
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hayflick_orchestrator.exits import Verdict
     from hayflick_orchestrator.sandboxes import Sandbox
     from hayflick_sandbox import cgroups

@@ -129,6 +129,13 @@ class Stack:
         self._settings = settings
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self._channels: list[grpc.Channel] = []
+        try:
+            self._start_all()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _start_all(self) -> None:
         for name in ("logger", "controller", "orchestrator"):
             self.start(name)
         self.logger = logger_pb2_grpc.LoggerServiceStub(self.channel("logger"))
@@ -198,6 +205,16 @@ class Stack:
             process.stdout.close()
         return status
 
+    def abandon(self) -> None:
+        """End everything without a question."""
+        for channel in self._channels:
+            channel.close()
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
     def close(self) -> None:
         """End everything, and check that nothing is left."""
         try:
@@ -209,9 +226,7 @@ class Stack:
                 if name in self.processes
             }
         finally:
-            for process in self.processes.values():
-                process.kill()
-                process.wait()
+            self.abandon()
         assert set(statuses.values()) <= {0}, (statuses, self.log("orchestrator"))
         assert self.left_behind() == []
 

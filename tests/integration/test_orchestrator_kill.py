@@ -273,3 +273,21 @@ def test_a_name_that_is_taken(stack: Stack) -> None:
     assert process.returncode == 1
     assert "holds the node name" in process.stderr
     stack.stop(stack.launch())
+
+
+def test_what_a_predecessor_left_is_cleared(own_stack: Stack) -> None:
+    """When orchestrator and zygote are killed together, their successor clears what they left."""
+    stack = own_stack
+    worker = stack.launch()
+    (uid,) = uids(stack, worker)
+    orchestrator = stack.processes["orchestrator"].pid
+    zygote = int(Path(f"/proc/{orchestrator}/task/{orchestrator}/children").read_text().split()[0])
+    # Stopped first, so that it cannot clear up when it sees its orchestrator die.
+    os.kill(zygote, signal.SIGSTOP)
+    stack.end("orchestrator", signal.SIGKILL)
+    os.kill(zygote, signal.SIGKILL)
+    assert list(Path("/sys/fs/cgroup").glob(f"*/hayflick/{stack.node_id}/{worker.contract_id}"))
+    stack.start("orchestrator")
+    assert processes_of(uid) == []
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/hayflick/{stack.node_id}/{worker.contract_id}"))
+    until(lambda: _launches(stack))

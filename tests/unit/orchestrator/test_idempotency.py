@@ -78,7 +78,19 @@ async def test_memory_is_bounded() -> None:
     counter.gate.set()
     for number in range(5):
         await once.run("Stop", f"r{number}", REQUEST, counter.work)
-    assert len(once._known) <= 3
+    assert len(once._known) <= 2
+
+
+async def test_large_answers_are_forgotten_first() -> None:
+    """Answers together hold no more bytes than they may, and the newest is always known."""
+    once = Once(max_answer_bytes=1_000)
+
+    async def work() -> StopWorkerResponse:
+        return StopWorkerResponse(worker=Worker(worker_id="x" * 400))
+
+    for number in range(5):
+        await once.run("Stop", f"r{number}", REQUEST, work)
+    assert [request for _, request in once._known] == ["r3", "r4"]
 
 
 @pytest.mark.parametrize("request_id", ["", "x" * 65, "a b", "ä"])

@@ -269,7 +269,9 @@ async def test_garbage(pair: Pair, garbage: bytes) -> None:
 
     def talk(sock: Any) -> None:
         sock.sendall(garbage)
-        sock.recv(1)  # until the orchestrator hangs up
+        (body,) = pair[1].bodies.values()
+        assert body.killed.wait(2)
+        assert not sock.recv(1)  # and the orchestrator hung up
 
     end = await run_call(pair, talk, dispatch)
     assert end.violation
