@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             _parser().error("a command is missing: python -m hayflick_sandbox -- CMD")
         with Session.open(allow_degraded=allowed) as session:
             result = session.run(command, policy, _copy)
-    except (LimitNotEnforceable, SandboxFailed, ZygoteDied, ValueError) as error:
+    except (LimitNotEnforceable, SandboxFailed, ZygoteDied, ValueError, OverflowError) as error:
         print(f"hayflick_sandbox: {error}", file=sys.stderr)
         return EXIT_REFUSED
     if result.oom_killed:

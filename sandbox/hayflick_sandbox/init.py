@@ -8,6 +8,7 @@ channel ends, and with it the kernel ends every other process of the sandbox
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
 import select
@@ -60,6 +61,12 @@ def _confine(steps: Sequence[Step], channel_fd: int) -> bool:
             report = SetupFailed(type(step).__name__, number, text)
             with socket.socket(fileno=channel_fd) as sock:
                 sock.send(messages.encode(report))
+                # A socket closed with packets unread gives its peer ECONNRESET
+                # before what was sent (net/unix/af_unix.c, unix_release_sock).
+                sock.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while sock.recv(messages.MAX_PACKET_BYTES):
+                        continue
             return False
         if isinstance(step, KeepDescriptors):
             channel_fd = CHANNEL_FD

@@ -219,8 +219,9 @@ def _receive(channel: socket.socket, seconds: float) -> messages.FromInit | None
         return None
     try:
         packet = channel.recv(messages.MAX_PACKET_BYTES)
-    except ConnectionError:
-        return None
+    except ConnectionResetError:
+        # It ended with an order unread; what it said before comes after this error.
+        packet = channel.recv(messages.MAX_PACKET_BYTES)
     return messages.parse_from_init(packet) if packet else None
 
 

@@ -147,7 +147,7 @@ class Zygote:
         """
         # The zygote's memory is in every worker's, so what one worker alone may
         # know goes past it, on the channel that only that worker's init reads.
-        environment = messages.encode(SetEnvironment(dict(policy.environment)))
+        environment = dict(policy.environment)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         request = {
             "launch_id": launch_id,
@@ -161,7 +161,8 @@ class Zygote:
                 packet = json.dumps(request).encode()
                 if len(packet) > MAX_PACKET_BYTES:
                     raise ValueError(f"a launch request of {len(packet)} bytes is over {MAX_PACKET_BYTES}")
-                ours.send(environment)
+                if environment:
+                    ours.send(messages.encode(SetEnvironment(environment)))
                 socket.send_fds(self.socket, [packet], [theirs.fileno()])
             except ConnectionError:
                 ours.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from collections.abc import Iterator
@@ -139,7 +138,7 @@ def test_the_only_descriptors(live: Any) -> None:
     """A task holds its three standard streams; init one socket and its own wake-up pipe besides."""
     (task,) = live.children()
     kinds = {
-        pid: sorted(os.readlink(entry).partition(":")[0] for entry in Path(f"/proc/{pid}/fd").iterdir())
+        pid: sorted(str(entry.readlink()).partition(":")[0] for entry in Path(f"/proc/{pid}/fd").iterdir())
         for pid in (live.pid, task)
     }
     assert [kind for kind in kinds[task] if kind != "pipe"] == ["/"]
@@ -151,7 +150,7 @@ def test_the_only_descriptors(live: Any) -> None:
 def test_the_root_is_not_the_hosts(live: Any, pid: int) -> None:
     """Root and working directory lie in the sandbox's own file systems."""
     for name in ("root", "cwd"):
-        assert os.stat(f"/proc/{pid}/{name}/.").st_dev != os.stat("/").st_dev
+        assert Path(f"/proc/{pid}/{name}/.").stat().st_dev != Path("/").stat().st_dev
 
 
 def test_every_mount_is_nosuid_and_all_of_the_hosts_read_only(live: Any, pid: int) -> None:

@@ -1,0 +1,220 @@
+"""The sandbox as a command and as a library, without any service; each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REFUSED = 125
+
+
+def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m hayflick_sandbox``."""
+    return subprocess.run(
+        [sys.executable, "-m", "hayflick_sandbox", *arguments],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        check=False,
+        timeout=30,
+        **options,
+    )
+
+
+def library(code: str) -> Any:
+    """Run *code*, with an open session called ``session``, and return what it printed as JSON."""
+    program = (
+        "import json\n"
+        "from hayflick_sandbox.policy import *\n"
+        "from hayflick_sandbox.session import *\n"
+        "def drop(stream, data): pass\n"
+        "with Session.open() as session:\n"
+    ) + textwrap.indent(textwrap.dedent(code), "    ")
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_command_runs_inside() -> None:
+    """Output, errors and exit code of a command come through, and it runs as the worker."""
+    done = command("--", "sh", "-c", "id -u; hostname; pwd; echo error >&2; exit 9")
+    assert (done.returncode, done.stdout, done.stderr) == (9, "1000\nworker\n/workspace\n", "error\n")
+
+
+def test_a_signal_is_told_as_shells_do() -> None:
+    """A command that a signal ended gives 128 and the signal."""
+    assert command("--", "sh", "-c", "kill -KILL $$").returncode == 128 + 9
+
+
+def test_want_of_memory_is_told() -> None:
+    """A command that was killed for want of memory is told from one that was merely killed."""
+    done = command("--memory-mib", "32", "--", "python", "-c", "bytearray(100 << 20)")
+    assert done.returncode == 128 + 9
+    assert "for want of memory" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--memory-mib", "1"),
+        ("--memory-mib", "-5"),
+        ("--cpus", "nan"),
+        ("--cpus", "inf"),
+        ("--cpus", "0"),
+        ("--pids", "0"),
+        ("--allow-degraded", "everything"),
+        ("--allow-degraded", "seccomp"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: tuple[str, ...]) -> None:
+    """A limit that is none, or a layer that cannot be let go, is refused by name and nothing runs."""
+    done = command(*arguments, "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (REFUSED, "")
+    assert done.stderr.startswith("hayflick_sandbox: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_doctor_reads_this_machine() -> None:
+    """--doctor prints a line for each layer and says by its status whether all are enforced."""
+    done = command("--doctor")
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        *("kernel", "namespaces", "uid-range", "memory", "cpu", "pids", "kill", "seccomp", "landlock"),
+    ]
+    assert (done.returncode == 0) == all(line.split()[1] == "enforced" for line in lines)
+
+
+def test_explain_numbers_the_steps() -> None:
+    """--explain prints the confinement as a numbered list, and the system calls when asked."""
+    lines = command("--explain").stdout.splitlines()
+    assert [int(line.split(".")[0]) for line in lines] == list(range(1, len(lines) + 1))
+    assert "seccomp filters" in lines[-1]
+    assert "refuse namespaces: EPERM" in command("--explain", "seccomp").stdout
+
+
+def test_a_callers_umask_does_not_matter() -> None:
+    """A caller with the strictest umask gets the same sandbox as any."""
+    done = command("--", "sh", "-c", "id -un; echo x > /dev/null", umask=0o777)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "worker\n", "")
+
+
+def test_a_callers_descriptors_stay_outside(tmp_path: Path) -> None:
+    """A descriptor that the caller left inheritable is not in the sandbox."""
+    (tmp_path / "secret").write_text("secret")
+    descriptor = os.open(tmp_path / "secret", os.O_RDONLY)
+    done = command("--", "sh", "-c", "ls /proc/self/fd", pass_fds=(descriptor,))
+    os.close(descriptor)
+    assert done.stdout.split() == ["0", "1", "2", "3"]  # 3 is the directory that ls reads
+
+
+def test_runs_do_not_see_one_another() -> None:
+    """Runs of one session get fresh sandboxes: no file and no uid of the one before."""
+    first, second = library(
+        """
+        texts = []
+        script = "ls /tmp /workspace /dev/shm | grep -c x; touch /tmp/x /workspace/x; cat /proc/self/uid_map"
+        for _ in range(2):
+            said = bytearray()
+            session.run(["sh", "-c", script], Policy(), lambda stream, data: said.extend(data))
+            texts.append(said.decode().split())
+        print(json.dumps(texts))
+        """
+    )
+    assert first[0] == second[0] == "0"
+    assert first != second
+
+
+def test_a_child_that_writes_for_ever_holds_nobody() -> None:
+    """A run ends when its command does, though a child of it goes on writing."""
+    assert (
+        library(
+            """
+        result = session.run(["sh", "-c", "setsid yes & exit 4"], Policy(), drop)
+        print(json.dumps(result.exit_code))
+        """
+        )
+        == 4
+    )
+
+
+def test_a_caller_that_fails_leaves_nothing() -> None:
+    """When the caller's sink raises, the sandbox ends, and the session runs the next command."""
+    assert (
+        library(
+            """
+        def fail(stream, data):
+            raise ArithmeticError
+        try:
+            session.run(["sh", "-c", "echo x; sleep 1000"], Policy(), fail)
+        except ArithmeticError:
+            print(json.dumps(session.run(["true"], Policy(), drop).exit_code))
+        """
+        )
+        == 0
+    )
+
+
+def test_a_bad_argv_starts_nothing() -> None:
+    """An argv that is empty, too long or holds a NUL is a ValueError."""
+    assert (
+        library(
+            """
+        refused = 0
+        for argv in ([], ["x" * 70_000], ["x\\0"]):
+            try:
+                session.run(argv, Policy(), drop)
+            except ValueError:
+                refused += 1
+        print(json.dumps(refused))
+        """
+        )
+        == 3
+    )
+
+
+def test_a_missing_layer_is_refused_unless_let_go() -> None:
+    """Opening a session on a machine that lacks a layer raises, and leaves no cgroup behind."""
+    program = """
+        import hayflick_sandbox.session as module
+        from hayflick_sandbox.probe import Layer, LimitNotEnforceable
+        from pathlib import Path
+        before = set(Path("/sys/fs/cgroup").glob("*/hayflick/session-*"))
+        module.probe = lambda tree: (Layer("landlock", False, "the kernel has none", "boot another"),)
+        try:
+            with module.Session.open():
+                print("opened")
+        except LimitNotEnforceable as error:
+            print(error.layer.name)
+        print(len(set(Path("/sys/fs/cgroup").glob("*/hayflick/session-*")) - before))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert done.stdout == "landlock\n0\n"
+
+
+def test_at_once() -> None:
+    """Eight commands started at once all run: none takes another's uids or cgroups away."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "hayflick_sandbox", "--", "echo", str(number)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(8)
+    ]
+    assert [process.communicate(timeout=60) for process in running] == [(f"{n}\n", "") for n in range(8)]
