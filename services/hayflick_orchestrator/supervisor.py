@@ -36,7 +36,14 @@ from hayflick_orchestrator.lifecycle import (
     step,
 )
 from hayflick_orchestrator.population import Population, tops
-from hayflick_orchestrator.workers import Birth, Worker, exit_message, usage_message, worker_unknown
+from hayflick_orchestrator.workers import (
+    Birth,
+    Worker,
+    exit_message,
+    final_usage,
+    usage_message,
+    worker_unknown,
+)
 from hayflick_rpc import wire
 
 if TYPE_CHECKING:
@@ -409,9 +416,8 @@ class Supervisor:
         await asyncio.gather(*(child.ended for child in self._population.children(worker.worker_id)))
         births = [birth.settled for birth in self._population.births if birth.parent_id == worker.worker_id]
         await asyncio.gather(*births)
-        worker.usage = usage_message(await self._host.usage(sandbox), worker.usage)
-        worker.usage.ClearField("pids")
-        worker.usage.ClearField("memory_bytes")
+        read = await self._host.usage(sandbox)
+        worker.usage = final_usage(read, worker.usage, death.cpu_seconds, death.max_rss_bytes)
         self._records.usage(worker.record, worker.usage)
         await asyncio.gather(
             self._host.clear(sandbox),

@@ -250,6 +250,23 @@ def usage_message(read: cgroups.Usage, before: Usage) -> Usage:
     )
 
 
+def final_usage(read: cgroups.Usage, before: Usage, cpu_seconds: float, max_rss_bytes: int) -> Usage:
+    """Return what an ended worker used in all.
+
+    Where no control group counted, what the kernel told the parent of its init
+    stands in: CPU time of all that it waited for, and the largest of their
+    resident sets (getrusage(2)).
+    """
+    usage = usage_message(read, before)
+    if read.cpu_seconds is None and not wire.seconds(usage.cpu_time):
+        usage.cpu_time.CopyFrom(wire.duration(cpu_seconds))
+    if read.memory_peak_bytes is None and not usage.memory_peak_bytes:
+        usage.memory_peak_bytes = max_rss_bytes
+    usage.ClearField("pids")
+    usage.ClearField("memory_bytes")
+    return usage
+
+
 def exit_message(verdict: Verdict, end_time: datetime) -> Exit:
     """Return *verdict* for the wire."""
     return Exit(
