@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import _prctl
+import prctl
+import pyseccomp
 import pytest
+
+import hayflick_sandbox
 
 REFUSED = 125
 
@@ -218,3 +227,96 @@ def test_at_once() -> None:
         for number in range(8)
     ]
     assert [process.communicate(timeout=60) for process in running] == [(f"{n}\n", "") for n in range(8)]
+
+
+def test_the_pages_example_runs() -> None:
+    """The library example of docs/sandbox.md runs as it stands and prints what it should."""
+    page = Path(__file__).parents[3] / "docs" / "sandbox.md"
+    found = re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    done = subprocess.run(
+        [sys.executable, "-c", found[1]], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.splitlines()[0] == r"1 b'hello\n'"
+    assert done.stdout.splitlines()[1].startswith("0 False ")
+
+
+SYSTEM_PYTHON = Path("/usr/bin/python3")
+NOBODY = 65_534
+
+
+@pytest.fixture(scope="module")
+def ordinary() -> Iterator[Callable[..., Any]]:
+    """Run the command as an ordinary user, by an interpreter that such a user can read."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    try:
+        found = subprocess.run(
+            [SYSTEM_PYTHON, "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("there is no system Python with venv")
+    if found.stdout.strip() != version:
+        pytest.skip(f"the system's Python is not {version}, for which python-prctl was built")
+    with tempfile.TemporaryDirectory(prefix="sandbox-ordinary-") as directory:
+        Path(directory).chmod(0o755)
+        home = Path(directory, "venv")
+        subprocess.run([SYSTEM_PYTHON, "-m", "venv", "--without-pip", home], check=True, umask=0o022)
+        site = home / "lib" / f"python{version}" / "site-packages"
+        for module in (hayflick_sandbox, prctl, _prctl, pyseccomp):
+            source = Path(str(module.__file__))
+            if source.name == "__init__.py":
+                shutil.copytree(source.parent, site / source.parent.name)
+            else:
+                shutil.copy(source, site)
+        subprocess.run(["chmod", "-R", "a+rX", directory], check=True)
+
+        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [home / "bin" / "python", "-m", "hayflick_sandbox", *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=30,
+                cwd="/",
+                user=NOBODY,
+                group=NOBODY,
+                extra_groups=[],
+            )
+
+        yield run
+
+
+LET_GO = "uid-range,memory,cpu,pids,kill"
+
+
+def test_an_ordinary_user_is_told_what_is_missing(ordinary: Callable[..., Any]) -> None:
+    """As an ordinary user nothing runs until the missing layers are let go by name."""
+    done = ordinary("--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (REFUSED, "")
+    assert "uid-range" in done.stderr
+    assert ordinary("--doctor").returncode == 1
+
+
+def test_an_ordinary_user_gets_all_other_layers(ordinary: Callable[..., Any]) -> None:
+    """As an ordinary user a command runs without capabilities, filtered, with its address space limited."""
+    script = "id -u; ls /proc | grep -vc '[0-9]'; grep -E 'CapBnd|NoNewPrivs|Seccomp_f' /proc/self/status"
+    done = ordinary("--allow-degraded", LET_GO, "--", "sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        *("1000", "2", "CapBnd:", "0000000000000000", "NoNewPrivs:", "1", "Seccomp_filters:", "2"),
+    ]
+    hog = ordinary(
+        *("--allow-degraded", LET_GO, "--memory-mib", "64", "--"),
+        *("python", "-c", "try: bytearray(1 << 28)\nexcept MemoryError: print('refused')"),
+    )
+    assert hog.stdout == "refused\n", hog.stderr
+
+
+def test_an_ordinary_users_layers_cannot_be_let_go_at_random(ordinary: Callable[..., Any]) -> None:
+    """Letting go all but one missing layer is refused for that one."""
+    done = ordinary("--allow-degraded", "uid-range,memory,cpu,kill", "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (REFUSED, "")
+    assert "pids" in done.stderr
