@@ -100,7 +100,7 @@ def test_a_task_without_a_process_fails_alone(house: Any) -> None:
         assert sandbox.run("true").exit_code == 0
 
 
-@pytest.mark.parametrize("millis", [200, 600])
+@pytest.mark.parametrize("millis", [150, 350])  # below what busy neighbours leave of two CPUs
 def test_a_spinner_gets_its_share(house: Any, millis: int) -> None:
     """CPU time used over CPU time offered is the policy's share, within 15 %."""
     seconds = millis / 1_000 * 1.5
