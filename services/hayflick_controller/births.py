@@ -22,7 +22,7 @@ from hayflick_controller import (
 )
 from hayflick_controller.admission import Denial, Facts, Presented
 from hayflick_controller.decisions import Decisions, Form, Request
-from hayflick_controller.facts import read_facts, require_contract
+from hayflick_controller.facts import read_facts, require_contract, without_own
 from hayflick_controller.model import (
     Contract,
     Manifest,
@@ -233,8 +233,8 @@ class Births:
         nodes.require_session(tx, registration.node_id, registration.session)
         secret = tx.secret(manifest.key_id, manifest.contract_id)
         valid = secret is not None and signing.verify(manifest, secret)
-        found = tx.manifest(manifest.manifest_id) if valid else None
-        presented = Presented(manifest, valid, found[1] if found else None)
+        status = tx.manifest_status(manifest.manifest_id) if valid else None
+        presented = Presented(manifest, valid, status)
         denial = admission.check_presented(presented)
         if denial is not None:
             return _deny(tx, denial, manifest, now_us)
@@ -261,11 +261,10 @@ class Births:
         facts = read_facts(tx, contract, manifest.parent_id, now_us, issuing=False, own_reservations=own)
         decision = admission.decide_register(facts, presented)
         if _quota(decision) and _return_expired(tx, contract, now_us):
-            found = tx.manifest(manifest.manifest_id)
-            presented = replace(presented, status=found[1] if found else None)
+            presented = replace(presented, status=tx.manifest_status(manifest.manifest_id))
             own = int(presented.status is ManifestStatus.RESERVED)
             contract = require_contract(tx, manifest.contract_id)
-            facts = replace(facts, contract=replace(contract, reserved_count=contract.reserved_count - own))
+            facts = replace(facts, contract=without_own(contract, own))
             decision = admission.decide_register(facts, presented)
         return decision, facts
 

@@ -37,7 +37,7 @@ def end(tx: Tx, ended: Sequence[tuple[Worker, Exit]], now_us: int, freshen: Fres
         tx.record(events.worker_shutdown(worker, worker.exit, now_us))
     orphans = [
         worker
-        for worker in lineage.below(gone, tx.live_workers(roots={worker.root_id for worker in gone}))
+        for worker in lineage.below(gone, tx.live_families(worker.root_id for worker in gone))
         if worker.state is not State.STOPPING
     ]
     stop(tx, orphans, EndReason.KILLED, ANCESTOR_ENDED)

@@ -29,6 +29,13 @@ def require_contract(tx: Tx, contract_id: str) -> Contract:
     return contract
 
 
+def without_own(contract: Contract, reservations: int) -> Contract:
+    """Return *contract* without a birth's own reservations, which do not count against it."""
+    if not reservations:
+        return contract
+    return replace(contract, reserved_count=contract.reserved_count - reservations)
+
+
 def scopes_over(contract_id: str, path: str) -> list[Scope]:
     """Return every scope that a latch over a birth below *path* ("" for a root) may have."""
     scopes = [EVERYTHING, Scope(ScopeKind.CONTRACT, contract_id)]
@@ -61,7 +68,7 @@ def read_facts(
         last_birth_us = max((birth for birth in births if birth is not None), default=None)
     return Facts(
         now_us=now_us,
-        contract=replace(contract, reserved_count=contract.reserved_count - own_reservations),
+        contract=without_own(contract, own_reservations),
         latches=tuple(found[scope] for scope in scopes if scope in found),
         parent_id=parent_id,
         parent=parent,

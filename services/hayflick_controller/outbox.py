@@ -49,6 +49,7 @@ class Outbox:
         )
         self._submitted = 0  # sequences of this boot
         self._committed = 0
+        self._behind = False  # whether events wait in the database alone
         self._caught_up = False  # with what earlier boots left
         self._started = asyncio.Event()
         self._wake = asyncio.Event()
@@ -57,8 +58,12 @@ class Outbox:
 
     @property
     def up(self) -> bool:
-        """Whether an event recorded now can be expected to be durable at once."""
-        return self._caught_up and self._client.connected and self._submitted >= self._committed
+        """Whether an event recorded now can be expected to be durable at once.
+
+        Asked from the database's thread too, so it reads flags that are true
+        at every instant, and compares no counters that are being moved.
+        """
+        return self._caught_up and self._client.connected and not self._behind
 
     async def start(self) -> None:
         """Begin to deliver; returns at once, logger or no logger."""
@@ -73,7 +78,8 @@ class Outbox:
             self._committed = event.sequence
             if self._caught_up and event.sequence == self._submitted + 1:
                 self._submit(event)
-        if self._submitted < self._committed:
+        self._behind = self._submitted < self._committed
+        if self._behind:
             self._wake.set()
 
     async def durable(self, position: int, timeout_seconds: float) -> None:
@@ -131,6 +137,7 @@ class Outbox:
             for event in page:
                 if event.sequence > self._submitted:  # feed() may have been faster
                     self._submit(event)
+            self._behind = self._submitted < self._committed
             if len(page) < PAGE_EVENTS:
                 return
 
@@ -178,7 +185,7 @@ class Outbox:
     def _acknowledged(self, sequence: int) -> None:
         del sequence
         self._drop.set()
-        if self._submitted < self._committed:
+        if self._behind:
             self._wake.set()
 
     async def _drop_delivered(self) -> None:

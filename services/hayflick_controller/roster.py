@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hayflick_controller.model import State
 from hayflick_controller.store.protocol import Beat
 
 if TYPE_CHECKING:
-    from hayflick_controller.model import State, Usage, Worker
+    from hayflick_controller.model import Usage, Worker
     from hayflick_controller.store import Commit
 
 

@@ -7,15 +7,32 @@ manifest can be checked in any language.
 from __future__ import annotations
 
 import hmac
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import rfc8785
+from hayflick_controller.model import MAX_EXACT_INTEGER
 
 if TYPE_CHECKING:
-    from hayflick_controller.model import Manifest, Resources
+    from hayflick_controller.model import Manifest
 
 SIGNATURE_BYTES = 32
+
+_LIMITS = (
+    "cpu_millis",
+    "memory_limit_bytes",
+    "pids_limit",
+    "open_files_limit",
+    "file_size_limit_bytes",
+    "workspace_limit_bytes",
+    "tmp_limit_bytes",
+    "cpu_time_limit_us",
+)
+
+# The standard library's encoder writes RFC 8785 for what a manifest holds:
+# names in ASCII, strings, booleans, null, and integers within 2**53. It is ten
+# times as fast as one that also knows how to spell floats.
+_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 
 
 def canonical(manifest: Manifest) -> bytes:
@@ -25,27 +42,38 @@ def canonical(manifest: Manifest) -> bytes:
     it spells: nothing then depends on how a language reads JSON numbers.
 
     Raises:
-        ValueError: A number is too large to be exact in JSON.
+        ValueError: A number is too large to be exact in JSON, or a text is not Unicode.
     """
-    try:
-        octets: bytes = rfc8785.dumps(
-            {
-                "manifest_id": manifest.manifest_id,
-                "contract_id": manifest.contract_id,
-                "worker_id": manifest.worker_id,
-                "parent_id": manifest.parent_id,
-                "depth": manifest.depth,
-                "epoch": manifest.epoch,
-                "state_snapshot_json": manifest.state_snapshot_json,
-                "resources": _resources(manifest.resources),
-                "issue_time_us": manifest.issue_us,
-                "expire_time_us": manifest.expire_us,
-                "key_id": manifest.key_id,
-            }
-        )
-    except rfc8785.CanonicalizationError as error:
-        raise ValueError(str(error)) from error
-    return octets
+    resources = manifest.resources
+    limits = {name: getattr(resources, name) for name in _LIMITS}
+    numbers = {
+        "depth": manifest.depth,
+        "epoch": manifest.epoch,
+        "issue_time_us": manifest.issue_us,
+        "expire_time_us": manifest.expire_us,
+    }
+    for name, number in (*numbers.items(), *limits.items()):
+        if number is not None and abs(number) > MAX_EXACT_INTEGER:
+            raise ValueError(f"{name}: is too large to be exact in JSON")
+    return _encode(
+        {
+            "manifest_id": manifest.manifest_id,
+            "contract_id": manifest.contract_id,
+            "worker_id": manifest.worker_id,
+            "parent_id": manifest.parent_id,
+            "state_snapshot_json": manifest.state_snapshot_json,
+            "resources": {
+                **limits,
+                "network": {
+                    "allow_controller": resources.network.allow_controller,
+                    "allow_external": resources.network.allow_external,
+                    "allow_loopback": resources.network.allow_loopback,
+                },
+            },
+            "key_id": manifest.key_id,
+            **numbers,
+        }
+    ).encode()
 
 
 def sign(manifest: Manifest, secret: bytes) -> Manifest:
@@ -60,21 +88,3 @@ def verify(manifest: Manifest, secret: bytes) -> bool:
     except ValueError:
         return False
     return hmac.compare_digest(expected, manifest.signature)
-
-
-def _resources(resources: Resources) -> dict[str, int | dict[str, int] | None]:
-    return {
-        "cpu_millis": resources.cpu_millis,
-        "memory_limit_bytes": resources.memory_limit_bytes,
-        "pids_limit": resources.pids_limit,
-        "open_files_limit": resources.open_files_limit,
-        "file_size_limit_bytes": resources.file_size_limit_bytes,
-        "workspace_limit_bytes": resources.workspace_limit_bytes,
-        "tmp_limit_bytes": resources.tmp_limit_bytes,
-        "cpu_time_limit_us": resources.cpu_time_limit_us,
-        "network": {
-            "allow_controller": resources.network.allow_controller,
-            "allow_external": resources.network.allow_external,
-            "allow_loopback": resources.network.allow_loopback,
-        },
-    }

@@ -351,14 +351,17 @@ async def test_the_living(store: Store) -> None:
     async def names(**which: Any) -> set[str]:
         return {each.worker_id for each in await store.transact(lambda tx: tx.live_workers(**which))}
 
+    async def families(roots: list[str]) -> set[str]:
+        return {each.worker_id for each in await store.transact(lambda tx: tx.live_families(roots))}
+
     assert await names() == {"a", "b", "ab"}
     assert await names(contract_id="contract-1") == {"a", "b", "ab"}
     assert await names(contract_id="contract-2") == set()
     assert await names(node_id="node-2") == {"b"}
     assert await names(path="a/") == {"a", "b"}
-    assert await names(roots=["a"]) == {"a", "b"}
-    assert await names(roots=[]) == set()
-    assert await names(roots=[str(number) for number in range(2_000)] + ["ab"]) == {"ab"}
+    assert await families(["a"]) == {"a", "b"}
+    assert await families([]) == set()
+    assert await families([str(number) for number in range(2_000)] + ["ab"]) == {"ab"}
     assert await names(stopping=True) == {"b"}
     assert await store.transact(lambda tx: tx.worker("b")) == without_snapshot(stopping)
     assert [each.worker_id for each in await store.transact(lambda tx: tx.descendants("a/"))] == ["b", "c"]

@@ -146,6 +146,9 @@ class Tx(Protocol):
     ) -> tuple[Manifest, ManifestStatus] | None:
         """Return a manifest and what became of it."""
 
+    def manifest_status(self, manifest_id: str) -> ManifestStatus | None:
+        """Return what became of a manifest, ``None`` when there is none."""
+
     def settle(self, manifest_id: str, status: ManifestStatus) -> None:
         """Move a manifest to *status*, keeping its contract's count of reserved slots right."""
 
@@ -185,7 +188,6 @@ class Tx(Protocol):
         contract_id: str = "",
         node_id: str = "",
         path: str = "",
-        roots: Iterable[str] | None = None,
         stopping: bool = False,
     ) -> list[Worker]:
         """Return the live workers for which every condition given holds.
@@ -194,9 +196,11 @@ class Tx(Protocol):
             contract_id: Of this contract.
             node_id: On this node.
             path: The worker at this path and its descendants.
-            roots: Of the family trees of these roots.
             stopping: In STOPPING.
         """
+
+    def live_families(self, root_ids: Iterable[str]) -> list[Worker]:
+        """Return the live workers of the family trees of these roots."""
 
     def descendants(self, path: str) -> list[Worker]:
         """Return every worker below *path*, live and ended, parents first."""

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 Values = dict[str, Any]
 
 USAGE_COLUMNS = ("memory_bytes", "memory_peak_bytes", "cpu_us", "pids")
+_RESOURCES = tuple(field.name for field in dataclasses.fields(Resources) if field.name != "network")
+_NETWORK = tuple(field.name for field in dataclasses.fields(NetworkPolicy))
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one for each call
 EXIT_COLUMNS = ("end_reason", "end_detail", "exit_code", "signal", "end_us")
 
 
@@ -115,7 +118,10 @@ def latch_values(latch_: Latch) -> Values:
 
 def resources_text(resources: Resources) -> str:
     """Return *resources* as JSON."""
-    return json.dumps(dataclasses.asdict(resources), separators=(",", ":"))
+    fields = {name: getattr(resources, name) for name in _RESOURCES}
+    network = resources.network
+    fields["network"] = {name: getattr(network, name) for name in _NETWORK}
+    return _encode(fields)
 
 
 def resources(value: str) -> Resources:

@@ -125,6 +125,16 @@ manifests = Table(
     ),
 )
 
+# What a worker's row is joined with: the parts of its manifest that it does not have itself.
+manifest_columns = (
+    manifests.c.resources,
+    manifests.c.epoch,
+    manifests.c.issue_us,
+    manifests.c.expire_us.label("manifest_expire_us"),
+    manifests.c.key_id,
+    manifests.c.signature,
+)
+
 LIVE = text("state <> 'ended'")
 STOPPING = text("state = 'stopping'")
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import Connection, Engine, insert, select, update
@@ -15,21 +14,17 @@ from sqlalchemy.exc import DBAPIError
 
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_controller.store import migrations, schema, sqlite
+from hayflick_controller.store.part import Immutable
+from hayflick_controller.store.prepared import Driver
 from hayflick_controller.store.protocol import Commit, Identity, Tx
+from hayflick_controller.store.thread import Job, Thread
 from hayflick_controller.store.transaction import SqlTx
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hayflick_controller.model import StopCondition
-
 T = TypeVar("T")
-
-STACK_BYTES = 16 * 1024 * 1024
-"""The database's thread evaluates CEL, which is recursive; its stack must not depend on ulimit."""
-
-_stack_lock = threading.Lock()
 
 
 class SqlStore:
@@ -37,6 +32,11 @@ class SqlStore:
 
     One thread runs all transactions, one after the other. SQLite allows no more
     anyway, and it makes the order of events that of commits, with no gaps.
+
+    Transactions that wait at the same time are committed together. Each has a
+    savepoint, so that one that raises takes nothing back but its own; each is
+    told its outcome after the commit, so that nobody ever saw what a failed
+    commit loses.
 
     Args:
         engine: Made by the dialect's module, such as
@@ -47,14 +47,14 @@ class SqlStore:
     def __init__(self, engine: Engine, set_durable: Callable[[Connection, bool], None]) -> None:
         self._engine = engine
         self._set_durable = set_durable
-        self._executor = _executor()
+        self._thread = Thread(self._run)
         self._connection: Connection | None = None
+        self._driver: Driver | None = None
         self._identity: Identity | None = None
         self._sequence = 0
         self._durable: bool | None = None
-        self._conditions: dict[str, tuple[StopCondition, ...]] = {}
+        self._immutable = Immutable()
         self._on_commit: Callable[[Commit], None] = lambda _: None
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def identity(self) -> Identity:
@@ -66,44 +66,70 @@ class SqlStore:
     async def open(self, on_commit: Callable[[Commit], None]) -> None:
         """See :meth:`Store.open <hayflick_controller.store.protocol.Store.open>`."""
         self._on_commit = on_commit
-        self._loop = asyncio.get_running_loop()
-        await self._loop.run_in_executor(self._executor, self._open)
+        await asyncio.to_thread(self._open)
+        self._thread.start()
 
     async def transact(self, fn: Callable[[Tx], T], *, durable: bool = False) -> T:
         """See :meth:`Store.transact <hayflick_controller.store.protocol.Store.transact>`."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._run, fn, durable)
+        result: T = await self._thread.submit(fn, durable=durable)
+        return result
 
     async def close(self) -> None:
         """See :meth:`Store.close <hayflick_controller.store.protocol.Store.close>`."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._executor, self._close)
-        self._executor.shutdown()
+        await self._thread.stop()
+        await asyncio.to_thread(self._close)
 
     def _open(self) -> None:
-        with _errors():
+        with self._errors():
             self._connection = self._engine.connect()
+            self._driver = Driver(self._connection)
             self._choose_durable(durable=True)
             with self._connection.begin():
                 migrations.upgrade(self._connection)
             with self._connection.begin():
                 self._identity = _count_start(self._connection)
 
-    def _run(self, fn: Callable[[Tx], T], durable: bool) -> T:
+    def _run(self, jobs: list[Job]) -> None:
+        """Run *jobs* in one commit."""
         assert self._connection is not None
-        assert self._loop is not None
-        with _errors():
-            self._choose_durable(durable=durable)
-            with self._connection.begin():
-                tx = SqlTx(self._connection, self.identity.boot, self._sequence, self._conditions)
-                result = fn(tx)
+        before = self._sequence
+        try:
+            with self._errors():
+                self._choose_durable(durable=any(job.durable for job in jobs))
+                with self._connection.begin():
+                    for job in jobs:
+                        self._attempt(job)
+        except BaseException as error:  # noqa: BLE001 -- whatever it was, those who wait must be told
+            self._sequence = before
+            for job in jobs:
+                job.error, job.told = job.error or error, None
+
+    def _attempt(self, job: Job) -> None:
+        """Run *job* in a savepoint; fill in what came of it.
+
+        Raises:
+            HayflickError: The database gave up the whole transaction.
+        """
+        assert self._driver is not None
+        self._driver.say("SAVEPOINT job")
+        tx = SqlTx(self._driver, self.identity.boot, self._sequence, self._immutable)
+        try:
+            with self._errors():
+                job.value = job.work(tx)
                 commit = tx.finish()
-            self._sequence = tx.sequence
+        except BaseException as error:  # noqa: BLE001 -- it is for whoever waits, not for this thread
+            job.error = error
+            # Fails where the database undid more than the statement that
+            # failed (a full disk): then nothing of this batch holds.
+            self._driver.say("ROLLBACK TO SAVEPOINT job")
+            self._driver.say("RELEASE SAVEPOINT job")
+            return
+        self._driver.say("RELEASE SAVEPOINT job")
+        self._sequence = tx.sequence
         if commit.events or commit.workers:
-            # From here, and not where the result is awaited: the one who
-            # awaits may be cancelled, and the order must be that of commits.
-            self._loop.call_soon_threadsafe(self._on_commit, commit)
-        return result
+            # Told by the thread, and not by whoever awaits the result: that one
+            # may be cancelled, and the order must be that of commits.
+            job.told = partial(self._on_commit, commit)
 
     def _choose_durable(self, *, durable: bool) -> None:
         assert self._connection is not None
@@ -115,6 +141,19 @@ class SqlStore:
         if self._connection is not None:
             self._connection.close()
         self._engine.dispose()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (DBAPIError, self._engine.dialect.loaded_dbapi.Error) as error:
+            # Its text may hold a statement's values; the cause stays in our log.
+            name = type(error.orig if isinstance(error, DBAPIError) else error).__name__
+            raise HayflickError(
+                ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE,
+                f"the database refused: {name}",
+                metadata={"service": "database"},
+            ) from error
 
 
 def sqlite_store(path: Path | None) -> SqlStore:
@@ -139,27 +178,3 @@ def _count_start(connection: Connection) -> Identity:
     started = Identity(row.controller_id, row.boot + 1)
     connection.execute(update(schema.identity).values(boot=started.boot))
     return started
-
-
-def _executor() -> ThreadPoolExecutor:
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
-    with _stack_lock:
-        previous = threading.stack_size(STACK_BYTES)
-        try:
-            executor.submit(lambda: None).result()  # starts the thread now, with this stack
-        finally:
-            threading.stack_size(previous)
-    return executor
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except DBAPIError as error:
-        # Its text may hold a statement's values; the cause stays in our log.
-        raise HayflickError(
-            ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE,
-            f"the database refused: {type(error.orig).__name__}",
-            metadata={"service": "database"},
-        ) from error

@@ -122,7 +122,7 @@ def probe():
         except Exception:
             pass
     print("alive")
-from hayflick_controller.store.sql import STACK_BYTES
+from hayflick_controller.store.thread import STACK_BYTES
 threading.stack_size(STACK_BYTES)
 thread = threading.Thread(target=probe)
 thread.start()

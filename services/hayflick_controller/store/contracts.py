@@ -1,0 +1,102 @@
+"""Contracts: their policies, keys and populations."""
+
+from __future__ import annotations
+
+from sqlalchemy import bindparam, insert, select, tuple_, update
+
+from hayflick_controller.model import Contract, StopCondition
+from hayflick_controller.store import rows, schema
+from hayflick_controller.store.part import Part
+
+contracts, conditions, keys = schema.contracts, schema.conditions, schema.keys
+
+CONTRACT = select(contracts).where(contracts.c.contract_id == bindparam("contract_id"))
+CONTRACT_LOCKED = CONTRACT.with_for_update()
+CONDITIONS = (
+    select(conditions)
+    .where(conditions.c.contract_id == bindparam("contract_id"))
+    .order_by(conditions.c.position)
+)
+SECRET = select(keys.c.secret).where(
+    keys.c.key_id == bindparam("key_id"), keys.c.contract_id == bindparam("contract_id")
+)
+POPULATION = (
+    update(contracts)
+    .where(contracts.c.contract_id == bindparam("key"))
+    .values(
+        active_count=contracts.c.active_count + bindparam("active"),
+        reserved_count=contracts.c.reserved_count + bindparam("reserved"),
+        population_version=contracts.c.population_version + bindparam("version"),
+    )
+)
+ADD_CONTRACT = insert(contracts)
+ADD_CONDITION = insert(conditions)
+ADD_KEY = insert(keys)
+
+
+class Contracts(Part):
+    """See :class:`~hayflick_controller.store.protocol.Tx`."""
+
+    def add_contract(self, contract: Contract, secret: bytes) -> None:  # noqa: D102
+        self._driver.run(ADD_CONTRACT, rows.contract_values(contract))
+        self._driver.run_many(
+            ADD_CONDITION,
+            [
+                rows.condition_values(contract.contract_id, position, condition)
+                for position, condition in enumerate(contract.policy.stop_conditions)
+            ],
+        )
+        self._driver.run(
+            ADD_KEY,
+            {
+                "key_id": contract.key_id,
+                "contract_id": contract.contract_id,
+                "secret": secret,
+                "create_us": contract.create_us,
+            },
+        )
+
+    def contract(self, contract_id: str, *, lock: bool = False) -> Contract | None:  # noqa: D102
+        self._write_population()
+        row = self._driver.one(CONTRACT_LOCKED if lock else CONTRACT, {"contract_id": contract_id})
+        return None if row is None else rows.contract(row, self._conditions(contract_id))
+
+    def contracts(self, before: tuple[int, str] | None, limit: int) -> list[Contract]:  # noqa: D102
+        self._write_population()
+        place = tuple_(contracts.c.create_us, contracts.c.contract_id)
+        query = select(contracts).order_by(contracts.c.create_us.desc(), contracts.c.contract_id.desc())
+        if before is not None:
+            query = query.where(place < before)
+        found = self._driver.connection.execute(query.limit(limit)).all()
+        return [rows.contract(row, self._conditions(row.contract_id)) for row in found]
+
+    def secret(self, key_id: str, contract_id: str) -> bytes | None:  # noqa: D102
+        known = self._immutable.secrets.get((key_id, contract_id))
+        if known is None:
+            row = self._driver.one(SECRET, {"key_id": key_id, "contract_id": contract_id})
+            if row is None:
+                return None
+            known = self._immutable.secrets[key_id, contract_id] = bytes(row.secret)
+        return known
+
+    def _conditions(self, contract_id: str) -> tuple[StopCondition, ...]:
+        known = self._immutable.conditions.get(contract_id)
+        if known is None:
+            found = self._driver.all(CONDITIONS, {"contract_id": contract_id})
+            known = self._immutable.conditions[contract_id] = tuple(rows.condition(row) for row in found)
+        return known
+
+    def _write_population(self) -> None:
+        # Held back so that a birth, which gives back a reservation and takes a
+        # slot, writes its contract's row once.
+        for contract_id, change in self._population.items():
+            self._driver.run(
+                POPULATION,
+                {
+                    "key": contract_id,
+                    "active": change.active,
+                    "reserved": change.reserved,
+                    "version": change.version,
+                },
+            )
+        self._population.clear()
