@@ -212,7 +212,7 @@ def _cgroup_remedy(name: str) -> str:
             else f"echo +{name} > /sys/fs/cgroup/cgroup.subtree_control"
         )
         return f"{mend}, or allow_degraded {name}"
-    return f"run as root, or under systemd-run --user --scope -p Delegate=yes; or allow_degraded {name}"
+    return f"run as root, or allow_degraded {name}"
 
 
 def _seccomp() -> Layer:

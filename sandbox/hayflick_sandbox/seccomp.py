@@ -25,6 +25,8 @@ import pyseccomp
 from hayflick_sandbox import syscalls
 
 AF_UNIX, AF_INET, AF_INET6 = 1, 2, 10
+# The default of the socket's type, TCP and UDP.
+INET_PROTOCOLS = frozenset({0, 6, 17})
 _LOW_32 = 0xFFFFFFFF
 _EPERM = pyseccomp.ERRNO(errno.EPERM)
 
@@ -99,8 +101,15 @@ def _refusals(policy: Mapping[str, Any], *, inet: bool) -> pyseccomp.SyscallFilt
             _add(rules, _EPERM, name)
     for flag in NAMESPACE_FLAGS:
         _add(rules, _EPERM, "clone", _has_bits(0, flag, flag))
-    _refuse_families(rules, "socket", {AF_UNIX, AF_INET, AF_INET6} if inet else {AF_UNIX})
-    _refuse_families(rules, "socketpair", {AF_UNIX})
+    _refuse_others(
+        rules, "socket", 0, {AF_UNIX, AF_INET, AF_INET6} if inet else {AF_UNIX}, errno.EAFNOSUPPORT
+    )
+    if inet:
+        # SCTP, MPTCP and their kin would have the kernel load modules for a worker.
+        for family in (AF_INET, AF_INET6):
+            licensed = pyseccomp.Arg(0, pyseccomp.EQ, family)
+            _refuse_others(rules, "socket", 2, INET_PROTOCOLS, errno.EPROTONOSUPPORT, licensed)
+    _refuse_others(rules, "socketpair", 0, {AF_UNIX}, errno.EAFNOSUPPORT)
     for request in (TIOCSTI, TIOCLINUX, TIOCCONS):
         # The kernel reads 32 bits of the request; so must we (CVE-2019-10063).
         _add(rules, _EPERM, "ioctl", _has_bits(1, _LOW_32, request))
@@ -116,18 +125,25 @@ def _refusals(policy: Mapping[str, Any], *, inet: bool) -> pyseccomp.SyscallFilt
     return rules
 
 
-def _refuse_families(rules: pyseccomp.SyscallFilter, call: str, allowed: set[int]) -> None:
-    """Answer EAFNOSUPPORT to every family but *allowed*: the gaps between them, as ranges.
+def _refuse_others(
+    rules: pyseccomp.SyscallFilter,
+    call: str,
+    argument: int,
+    allowed: frozenset[int] | set[int],
+    number: int,
+    *conditions: pyseccomp.Arg,
+) -> None:
+    """Answer errno *number* to every value of *argument* but *allowed*: the gaps, then all above.
 
-    The comparison is over 64 bits while the kernel reads 32, so a family with
-    high bits set falls in the last range and is refused.
+    The comparison is over 64 bits while the kernel reads 32, so a value with high
+    bits set falls in the last range and is refused.
     """
-    refuse = pyseccomp.ERRNO(errno.EAFNOSUPPORT)
+    refuse = pyseccomp.ERRNO(number)
     ordered = sorted(allowed)
-    for family in range(ordered[-1]):
-        if family not in allowed:
-            _add(rules, refuse, call, pyseccomp.Arg(0, pyseccomp.EQ, family))
-    _add(rules, refuse, call, pyseccomp.Arg(0, pyseccomp.GT, ordered[-1]))
+    for value in range(ordered[-1]):
+        if value not in allowed:
+            _add(rules, refuse, call, *conditions, pyseccomp.Arg(argument, pyseccomp.EQ, value))
+    _add(rules, refuse, call, *conditions, pyseccomp.Arg(argument, pyseccomp.GT, ordered[-1]))
 
 
 def _has_bits(argument: int, mask: int, value: int) -> pyseccomp.Arg:

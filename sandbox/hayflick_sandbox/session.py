@@ -22,7 +22,15 @@ from hayflick_sandbox.identities import UidRange
 from hayflick_sandbox.messages import Beat, Ready, RunTask, SetupFailed, TaskExited, TaskStarted
 from hayflick_sandbox.policy import Policy
 from hayflick_sandbox.probe import Layer, probe, require
-from hayflick_sandbox.zygote_client import Event, Exited, LaunchFailed, Started, Zygote, kill
+from hayflick_sandbox.zygote_client import (
+    Event,
+    Exited,
+    LaunchFailed,
+    Started,
+    Zygote,
+    kill,
+    readable,
+)
 
 READY_SECONDS = 10.0
 DEATH_SECONDS = 10.0
@@ -200,7 +208,7 @@ class Session:
                     return event
                 if isinstance(event, Started):
                     os.close(event.pidfd)
-            elif not select.select([self._zygote.socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            elif not readable(self._zygote.socket, deadline - time.monotonic()):
                 raise SandboxFailed(f"the zygote did not answer within {seconds:.0f} s")
 
 
@@ -215,7 +223,7 @@ def _order(argv: Sequence[str]) -> bytes:
 
 def _receive(channel: socket.socket, seconds: float) -> messages.FromInit | None:
     """Return init's next message; ``None`` when none came in time, or init is gone."""
-    if not select.select([channel], [], [], seconds)[0]:
+    if not readable(channel, seconds):
         return None
     try:
         packet = channel.recv(messages.MAX_PACKET_BYTES)

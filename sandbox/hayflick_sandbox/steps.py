@@ -26,6 +26,8 @@ from hayflick_sandbox.template import HOST_PROC, NEW_ROOT, WORKER_UID, Template
 CHANNEL_FD = 3
 # Kernel memory of a tmpfs is bounded by its inodes as well as its bytes.
 BYTES_PER_INODE = 4_096
+# When the host itself runs short, workers go before whatever governs them; proc_pid_oom_score_adj(5).
+OOM_SCORE_ADJ = 500
 _NO_EXECUTABLES_FROM_OUTSIDE = syscalls.MS_NOSUID | syscalls.MS_NODEV
 
 
@@ -132,6 +134,27 @@ class KeepDescriptors:
             os.dup2(null, number)
         os.dup2(channel, CHANNEL_FD, inheritable=False)
         syscalls.close_range(CHANNEL_FD + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class EqualFooting:
+    """Inherit no favours: an orchestrator may be shielded from the OOM killer, or have priority."""
+
+    def describe(self) -> str:
+        """Say it."""
+        return f"be an ordinary process to the scheduler, and the OOM killer's choice ({OOM_SCORE_ADJ})"
+
+    def apply(self) -> None:
+        """Do it."""
+        if os.sched_getscheduler(0) != os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        if os.getpriority(os.PRIO_PROCESS, 0) < 0:
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
+        descriptor = os.open(f"{HOST_PROC}/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, str(OOM_SCORE_ADJ).encode())
+        finally:
+            os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,6 +471,8 @@ def plan(
     if task_fds or present({"memory"}):
         steps.append(JoinCgroups(tuple(task_fds)))
     steps += [
+        # Before the change of user, which makes /proc/self root's.
+        EqualFooting(),
         TakeIdentity(sync_fd, host_uid),
         HideCgroups(),
         ForbidUserNamespaces(),

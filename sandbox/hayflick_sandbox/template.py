@@ -37,8 +37,7 @@ ETC_BINDS = ("/etc/alternatives", "/etc/ssl/certs")
 ETC_COPIES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/ssl/openssl.cnf", "/etc/mime.types")
 ETC_FILES = {
     "passwd": (
-        "root:x:0:0:root:/:/usr/sbin/nologin\n"
-        f"worker:x:{WORKER_UID}:{WORKER_UID}::/workspace:/bin/sh\n"
+        f"root:x:0:0:root:/:/usr/sbin/nologin\nworker:x:{WORKER_UID}:{WORKER_UID}::/workspace:/bin/sh\n"
     ),
     "group": f"root:x:0:\nworker:x:{WORKER_UID}:\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",

@@ -123,7 +123,7 @@ class Zygote:
         return zygote
 
     def _await_ready(self) -> None:
-        if not select.select([self.socket], [], [], START_SECONDS)[0]:
+        if not readable(self.socket, START_SECONDS):
             raise ZygoteDied(f"the zygote did not start within {START_SECONDS:.0f} s")
         packet = self.socket.recv(MAX_PACKET_BYTES)
         event = (
@@ -212,6 +212,13 @@ class Zygote:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def readable(sock: socket.socket, seconds: float) -> bool:
+    """Wait until *sock* has something to read, or hung up; select(2) ends at descriptor 1,023."""
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    return bool(poller.poll(max(0.0, seconds) * 1_000))
 
 
 def kill(pidfd: int) -> None:

@@ -81,6 +81,8 @@ class Host:
         except ZygoteDied:
             self._loop.remove_reader(self._zygote.socket)
             self._alive = False
+            # Death signals end those that had set theirs; one forked just now had not.
+            self._tree.kill("")
             for sandbox in self.sandboxes:
                 # One that was never forked never will be; the others' pidfds tell.
                 if not sandbox.forked.done():

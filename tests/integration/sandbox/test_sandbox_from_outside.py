@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -163,6 +164,13 @@ def test_every_mount_is_nosuid_and_all_of_the_hosts_read_only(live: Any, pid: in
         if "rw" in flags.split(","):
             writable.add(point)
     assert writable == {"/workspace", "/tmp", "/dev/shm", "/proc"}
+
+
+def test_workers_go_first_when_the_host_runs_short(live: Any, pid: int) -> None:
+    """A worker is the OOM killer's choice and an ordinary process to the scheduler, whoever started it."""
+    assert live.proc("oom_score_adj", pid) == "500\n"
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 0
+    assert os.sched_getscheduler(pid) == os.SCHED_OTHER
 
 
 def test_init_is_a_session_without_a_terminal(live: Any, pid: int) -> None:

@@ -167,6 +167,14 @@ def test_loopback_adds_inet_alone(family: int) -> None:
     assert answer(number_of("socket"), family, 1, 0, filters=INET) == expected
 
 
+@pytest.mark.parametrize("family", [2, 10])
+@given(protocol=st.one_of(st.integers(0, 300), st.integers(0, 2**64 - 1)))
+def test_loopback_speaks_tcp_and_udp_alone(family: int, protocol: int) -> None:
+    """No protocol but TCP, UDP and the default: others would have the kernel load modules."""
+    expected = ALLOW if protocol in {0, 6, 17} else ERRNO | errno.EPROTONOSUPPORT
+    assert answer(number_of("socket"), family, 1, protocol, filters=INET) == expected
+
+
 @pytest.mark.parametrize("family", [0x1_0000_0001, 0x1_0000_0002, 2**63 | 1, 2**64 - 1])
 def test_high_bits_do_not_smuggle_a_family(family: int) -> None:
     """A family whose low half is allowed is refused when its high half is not zero."""
