@@ -65,10 +65,7 @@ class Deaths:
                 )
             if not worker.live:
                 return worker
-            exit_ = report.exit
-            if worker.stop_reason is not None and exit_.reason is EndReason.KILLED:
-                # The node carried out our order; the order's reason says more.
-                exit_ = replace(exit_, reason=worker.stop_reason, detail=exit_.detail or worker.stop_detail)
+            exit_ = ends.reported(worker, report.exit)
             if report.usage is None:
                 (ended,) = ends.end(tx, [(worker, exit_)], self._clock(), self._roster.freshen)
             else:

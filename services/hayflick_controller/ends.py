@@ -58,6 +58,13 @@ def stop(tx: Tx, workers: Sequence[Worker], reason: EndReason, detail: str) -> l
     return stopping
 
 
+def reported(worker: Worker, exit_: Exit) -> Exit:
+    """Return how a node says that *worker* ended, with our reason where it only carried out our order."""
+    if worker.stop_reason is not None and exit_.reason is EndReason.KILLED:
+        return replace(exit_, reason=worker.stop_reason, detail=exit_.detail or worker.stop_detail)
+    return exit_
+
+
 def exit_of(worker: Worker, now_us: int, fallback: EndReason) -> Exit:
     """Return how a worker ended that was told to stop."""
     return Exit(worker.stop_reason or fallback, now_us, worker.stop_detail)

@@ -338,7 +338,11 @@ class Nodes:
 
 
 def _lost(workers: Iterable[Worker], now_us: int, detail: str) -> list[tuple[Worker, Exit]]:
-    return [(worker, Exit(EndReason.NODE_LOST, now_us, detail)) for worker in workers]
+    # One that was being ended ended as it was told to; the node only did not get to say so.
+    return [
+        (worker, Exit(worker.stop_reason or EndReason.NODE_LOST, now_us, worker.stop_detail or detail))
+        for worker in workers
+    ]
 
 
 def _lives_on(tx: Tx, node_id: str, worker_id: str) -> bool:

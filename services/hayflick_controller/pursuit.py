@@ -11,12 +11,12 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hayflick.v1 import controller_pb2
-from hayflick_controller import ends, lineage, render
-from hayflick_controller.model import EndReason, Latch, Scope, ScopeKind, Worker
+from hayflick_controller import ends, lineage, parse, render
+from hayflick_controller.model import EndReason, Exit, Latch, Scope, ScopeKind, Worker
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Pursuit:
         try:
             async with asyncio.timeout(ORDER_TIMEOUT_SECONDS):
                 result = await future
-            await self._record(link.node_id, result.worker_ids, kill.reason)
+            await self._record(link.node_id, result, kill.reason)
         except (TimeoutError, HayflickError) as error:
             log.warning("node %s did not confirm a kill: %s", link.node_id, str(error) or "no answer in time")
             return None
@@ -149,17 +149,31 @@ class Pursuit:
             )
         return result
 
-    async def _record(self, node_id: str, dead: Sequence[str], reason: EndReason) -> None:
+    async def _record(self, node_id: str, result: Result, reason: EndReason) -> None:
         now_us = self._clock()
+        dead = result.worker_ids
+        told = {
+            end.worker_id: (parse.exit_(end.exit, now_us), parse.usage("ends.usage", end.usage))
+            for end in result.ends
+        }
+
+        def exit_of(worker: Worker) -> Exit:
+            known = told.get(worker.worker_id)
+            return ends.exit_of(worker, now_us, reason) if known is None else ends.reported(worker, known[0])
+
+        def freshen(worker: Worker) -> Worker:
+            known = told.get(worker.worker_id)
+            fresh = self._roster.freshen(worker)
+            return fresh if known is None else replace(fresh, usage=known[1])
 
         def run(tx: Tx) -> None:
             found = [tx.worker(worker_id) for worker_id in dead]
             ended = [
-                (worker, ends.exit_of(worker, now_us, reason))
+                (worker, exit_of(worker))
                 for worker in found
                 if worker is not None and worker.node_id == node_id
             ]
-            ends.end(tx, ended, now_us, self._roster.freshen)
+            ends.end(tx, ended, now_us, freshen)
 
         if dead:
             await self._store.transact(run)

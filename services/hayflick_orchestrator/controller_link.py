@@ -236,7 +236,10 @@ class ControllerLink:
             case "kill":
                 kill = order.kill
                 ask = Ask(kill.reason or EndReason.END_REASON_KILLED, kill.detail)
-                _fill(result, await self._supervisor.kill_scope(kill.scope, ask, also=kill.worker_ids))
+                report = await self._supervisor.kill_scope(
+                    kill.scope, ask, also=kill.worker_ids, ordered=True
+                )
+                _fill(result, report)
             case "freeze":
                 _fill(result, await self._supervisor.freeze(order.freeze.worker_id))
             case "thaw":
@@ -326,3 +329,5 @@ def _fill(result: OrderResult, report: Report) -> None:
     result.worker_ids.extend(report.confirmed)
     result.unconfirmed_worker_ids.extend(report.unconfirmed)
     result.elapsed.CopyFrom(wire.duration(report.elapsed_seconds))
+    for worker in report.ended:
+        result.ends.add(worker_id=worker.worker_id, exit=worker.verdict.result(), usage=worker.usage)

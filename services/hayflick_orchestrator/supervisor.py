@@ -47,7 +47,7 @@ from hayflick_orchestrator.workers import (
 from hayflick_rpc import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Awaitable, Coroutine, Iterable
 
     from hayflick_orchestrator.controller_client import ControllerClient
     from hayflick_orchestrator.host import Host
@@ -87,11 +87,13 @@ class Report:
         confirmed: Those of which it is certain.
         unconfirmed: Those of which it is not, yet.
         elapsed_seconds: Until the last of them was certain.
+        ended: Those whose end this report alone tells the controller.
     """
 
     confirmed: tuple[str, ...]
     unconfirmed: tuple[str, ...]
     elapsed_seconds: float
+    ended: tuple[Worker, ...] = ()
 
 
 class Supervisor:
@@ -202,18 +204,20 @@ class Supervisor:
         ask: Ask,
         *,
         also: Iterable[str] = (),
+        ordered: bool = False,
         timeout_seconds: float = KILL_TIMEOUT_SECONDS,
     ) -> Report:
         """End everybody in *scope*, the ones being born included.
 
-        Answers when all are seen dead and the controller knows of each, or
-        when the time is over.
+        Answers when all are seen dead and cleared away, or when the time is over.
 
         Args:
             scope: Whom.
             ask: Why.
             also: Workers that the controller counts to the scope; of one that
                 this node does not have, it is certain that it does not run.
+            ordered: Whether the controller ordered it, and so hears of the ends
+                by the report rather than by a call for each.
             timeout_seconds: How long to wait.
         """
         started = time.monotonic()
@@ -221,6 +225,7 @@ class Supervisor:
         workers, births = self._population.in_scope(scope, named)
         for worker in workers:
             self._apply(worker, EndAsked(ask))
+            worker.told_by_result = worker.told_by_result or ordered
         for birth in births:
             birth.ask = birth.ask or ask
         paths = self._paths(scope, workers, births)
@@ -245,7 +250,8 @@ class Supervisor:
         dead |= {birth.worker_id for birth in births if birth.settled.done() and birth.registered}
         pending = {worker.worker_id for worker in workers} - dead
         pending |= {birth.worker_id for birth in births if not birth.settled.done()}
-        return Report(tuple(sorted(dead | (named - pending))), tuple(sorted(pending)), elapsed)
+        told = tuple(worker for worker in workers if worker.told_by_result and worker.verdict.done())
+        return Report(tuple(sorted(dead | (named - pending))), tuple(sorted(pending)), elapsed, told)
 
     def _paths(self, scope: Scope, workers: tuple[Worker, ...], births: tuple[Birth, ...]) -> set[str]:
         """Return the fewest control groups that hold everybody in the scope."""
@@ -419,10 +425,10 @@ class Supervisor:
         read = await self._host.usage(sandbox)
         worker.usage = final_usage(read, worker.usage, death.cpu_seconds, death.max_rss_bytes)
         self._records.usage(worker.record, worker.usage)
-        await asyncio.gather(
-            self._host.clear(sandbox),
-            self._controller.deregister(worker.worker_id, exit_, worker.usage),
-        )
+        work: list[Awaitable[None]] = [self._host.clear(sandbox)]
+        if not worker.told_by_result:
+            work.append(self._controller.deregister(worker.worker_id, exit_, worker.usage))
+        await asyncio.gather(*work)
         self._apply(worker, Finished())
         message = worker.message()
         # A snapshot may be a megabyte, and the dead are many.

@@ -72,6 +72,7 @@ class Worker:
         verdict: Resolves when it is dead, with why.
         ended: Resolves when nothing of it is left and the controller knows.
         own_freeze: Whether a freeze was ordered for it, not only for an ancestor.
+        told_by_result: Whether the result of an order tells the controller of its end.
     """
 
     record: WorkerMessage
@@ -83,6 +84,7 @@ class Worker:
     verdict: asyncio.Future[Exit]
     ended: asyncio.Future[WorkerMessage]
     own_freeze: bool = False
+    told_by_result: bool = False
     heard_monotonic: float = 0.0
     read_monotonic: float | None = None
     metered_monotonic: float | None = None
