@@ -72,18 +72,27 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """The birth is refused: why, for programs (reason), the audit log (decision) and people."""
+    """The birth is refused: why, for programs (reason), the audit log (decision) and people.
+
+    The audit log keeps the numbers in ``metadata`` as numbers; an error's
+    metadata can hold text alone.
+    """
 
     reason: ErrorReason.ValueType
     decision: str
     message: str
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str | int | float] = field(default_factory=dict)
     retry_after_us: int | None = None
 
     def error(self) -> HayflickError:
         """Return the denial as the error that the caller gets."""
         retry = None if self.retry_after_us is None else seconds(self.retry_after_us)
-        return HayflickError(self.reason, self.message, metadata=self.metadata, retry_after_seconds=retry)
+        metadata = {name: _text(value) for name, value in self.metadata.items()}
+        return HayflickError(self.reason, self.message, metadata=metadata, retry_after_seconds=retry)
+
+
+def _text(value: str | float) -> str:
+    return f"{value:.6f}" if isinstance(value, float) else str(value)
 
 
 Rule = Callable[[Facts], Denial | None]
@@ -97,7 +106,7 @@ def kill_switch(facts: Facts) -> Denial | None:
                 ErrorReason.ERROR_REASON_KILL_SWITCH_ENGAGED,
                 "deny_kill_switch",
                 f"the kill switch over {latch.scope.key} is engaged: {latch.reason}",
-                {"scope": latch.scope.key, "epoch": str(facts.epoch)},
+                {"scope": latch.scope.key, "epoch": facts.epoch},
             )
     return None
 
@@ -126,9 +135,9 @@ def quota(facts: Facts) -> Denial | None:
         f"{contract.active_count} workers live and {contract.reserved_count} are promised; "
         f"the contract allows {contract.policy.max_replicas}",
         {
-            "max_replicas": str(contract.policy.max_replicas),
-            "active_count": str(contract.active_count),
-            "reserved_count": str(contract.reserved_count),
+            "max_replicas": contract.policy.max_replicas,
+            "active_count": contract.active_count,
+            "reserved_count": contract.reserved_count,
         },
     )
 
@@ -165,7 +174,7 @@ def cooldown(facts: Facts) -> Denial | None:
         ErrorReason.ERROR_REASON_COOLDOWN_NOT_SATISFIED,
         "deny_cooldown",
         f"{facts.parent_id} replicated too recently; again in {seconds(wait_us):.3f} s",
-        {"parent_id": facts.parent_id, "retry_after_seconds": f"{seconds(wait_us):.6f}"},
+        {"parent_id": facts.parent_id, "retry_after_seconds": seconds(wait_us)},
         retry_after_us=wait_us,
     )
 
@@ -179,7 +188,7 @@ def depth(facts: Facts) -> Denial | None:
         "deny_depth",
         f"the child would be of generation {facts.depth}; "
         f"the contract allows {facts.contract.policy.max_depth}",
-        {"depth": str(facts.depth), "max_depth": str(facts.contract.policy.max_depth)},
+        {"depth": facts.depth, "max_depth": facts.contract.policy.max_depth},
     )
 
 
@@ -203,7 +212,7 @@ def decide_issue(facts: Facts, claimed_depth: int | None = None) -> Grant | Deni
             ErrorReason.ERROR_REASON_ROOT_DEPTH_NOT_ZERO,
             "deny_depth",
             f"a root is generation 0, not {claimed_depth}",
-            {"depth": str(claimed_depth)},
+            {"depth": claimed_depth},
         )
     return Grant(depth=facts.depth, epoch=facts.epoch)
 
@@ -240,7 +249,7 @@ def decide_register(facts: Facts, presented: Presented) -> Grant | Denial:
             ErrorReason.ERROR_REASON_MANIFEST_EXPIRED,
             "deny_manifest_expired",
             "the manifest's time is over and its slot was given back; ask for another",
-            {"expire_time": f"{seconds(manifest.expire_us):.6f}"},
+            {"expire_time": seconds(manifest.expire_us)},
         )
     if facts.depth != manifest.depth:  # a signed manifest can only differ if our own record changed
         return Denial(
@@ -258,5 +267,5 @@ def _epoch(facts: Facts, manifest: Manifest) -> Denial | None:
         ErrorReason.ERROR_REASON_KILL_SWITCH_ENGAGED,
         "deny_kill_switch",
         "a kill switch was engaged since the manifest was issued; ask for another",
-        {"scope": f"contract/{facts.contract.contract_id}", "epoch": str(facts.epoch)},
+        {"scope": f"contract/{facts.contract.contract_id}", "epoch": facts.epoch},
     )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 
 Clock = Callable[[], int]
 """Returns the time now, in microseconds since the Unix epoch."""
 
 MICROSECONDS = 1_000_000
+
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 -- in UTC throughout, so that its text has no offset
 
 
 def wall_clock_us() -> int:
@@ -20,6 +23,11 @@ def wall_clock_us() -> int:
 def seconds(length_us: int) -> float:
     """Return a length of time in seconds, for people and events."""
     return length_us / MICROSECONDS
+
+
+def rfc3339(instant_us: int) -> str:
+    """Return an instant as RFC 3339 text in UTC, to the microsecond."""
+    return (_EPOCH + timedelta(microseconds=instant_us)).isoformat(timespec="microseconds") + "Z"
 
 
 def new_worker_id() -> str:

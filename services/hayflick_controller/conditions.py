@@ -23,7 +23,7 @@ import cel
 
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_controller.admission import Denial, Facts
-from hayflick_controller.clock import seconds
+from hayflick_controller.clock import rfc3339, seconds
 
 if TYPE_CHECKING:
     from hayflick_controller.model import Manifest, StopCondition
@@ -118,6 +118,7 @@ def variables(facts: Facts, manifest: Manifest, family: Family) -> dict[str, Any
             "parent_id": manifest.parent_id,
             "depth": manifest.depth,
             "epoch": manifest.epoch,
+            "issue_time": rfc3339(manifest.issue_us),
             "cpu_millis": manifest.resources.cpu_millis,
             "memory_limit_bytes": manifest.resources.memory_limit_bytes,
             "allow_controller": manifest.resources.network.allow_controller,

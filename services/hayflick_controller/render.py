@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
@@ -30,8 +29,6 @@ from hayflick_controller.model import (
 
 if TYPE_CHECKING:
     from hayflick_controller.links import Link
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _STATES = {state: resources_pb2.State.Value(f"STATE_{state.name}") for state in State}
 _REASONS = {reason: resources_pb2.EndReason.Value(f"END_REASON_{reason.name}") for reason in EndReason}
@@ -63,11 +60,6 @@ def length(length_us: int) -> Duration:
     """Return a length of time that is not negative for the wire."""
     whole, rest = divmod(length_us, MICROSECONDS)
     return Duration(seconds=whole, nanos=rest * 1_000)
-
-
-def rfc3339(instant_us: int) -> str:
-    """Return an instant as text for people, in UTC."""
-    return (_EPOCH + timedelta(microseconds=instant_us)).isoformat()
 
 
 def resources(value: Resources) -> resources_pb2.Resources:

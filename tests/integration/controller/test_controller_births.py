@@ -228,6 +228,8 @@ async def test_depth(bench: Any, denied: Any) -> None:
     refusal = await denied(bench.issue(contract.contract_id, child.worker_id))
     assert refusal.reason_name == "DEPTH_EXCEEDED"
     assert refusal.metadata == {"depth": "2", "max_depth": "1"}
+    *_, event = await bench.events(contract_id=contract.contract_id, events=["audit"])
+    assert (event.details["depth"], event.details["max_depth"]) == (2, 1)  # numbers, as in other events
     assert (await denied(bench.issue(contract.contract_id, depth=1))).reason_name == "ROOT_DEPTH_NOT_ZERO"
     assert (await bench.decisions(contract.contract_id))[-2:] == ["deny_depth"] * 2
 

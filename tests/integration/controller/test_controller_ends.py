@@ -9,6 +9,7 @@ import pytest
 
 from hayflick.v1 import controller_pb2 as pb
 from hayflick.v1 import resources_pb2
+from hayflick_controller import pursuit
 from hayflick_rpc import wire
 
 ENDED = resources_pb2.STATE_ENDED
@@ -136,6 +137,38 @@ async def test_the_unconfirmed_are_pursued(bench: Any, request_id: Any) -> None:
     assert ended.exit.reason == resources_pb2.END_REASON_KILL_SWITCH
 
 
+async def test_an_order_is_given_again(bench: Any, request_id: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An order that a connected node never answers is given again, as a new one, until one is answered."""
+    monkeypatch.setattr(pursuit, "ORDER_TIMEOUT_SECONDS", 0.05)
+    contract = await bench.contract()
+    node = await bench.node()
+    worker = await bench.born(node, contract.contract_id)
+    node.obedient = False
+    await engage(bench, request_id(), 0.05, contract_id=contract.contract_id)
+    orders = await node.wait_order("kill", 3)
+    assert len({order.order_id for order in orders}) == len(orders)
+    assert all(list(order.kill.worker_ids) == [worker.worker_id] for order in orders)
+    assert (await bench.worker(worker.worker_id)).state == resources_pb2.STATE_STOPPING
+    node.obedient = True
+    ended = await bench.ended(worker.worker_id)
+    assert ended.exit.reason == resources_pb2.END_REASON_KILL_SWITCH
+
+
+async def test_the_stillborn_are_ended(open_bench: Any) -> None:
+    """A worker that never began to run is ended on its node and gives its slot back; who runs is left."""
+    async with open_bench(start_timeout_seconds=0.3) as bench:
+        contract = await bench.contract()
+        node = await bench.node()
+        running = await bench.born(node, contract.contract_id)
+        await node.beat()
+        stillborn = await bench.born(node, contract.contract_id)
+        ended = await bench.ended(stillborn.worker_id)
+        assert ended.exit.reason == resources_pb2.END_REASON_LAUNCH_FAILED
+        assert ended.exit.detail == "never began to run"
+        assert node.workers == {running.worker_id}
+        assert (await bench.worker(running.worker_id)).state == resources_pb2.STATE_RUNNING
+
+
 async def test_a_pursuit_outlives_the_controller(bench: Any, request_id: Any) -> None:
     """A controller that restarts knows its kill switch and ends what it had not seen dead."""
     contract = await bench.contract()
@@ -156,8 +189,8 @@ async def test_a_pursuit_outlives_the_controller(bench: Any, request_id: Any) ->
     assert ended.exit.reason in (resources_pb2.END_REASON_KILL_SWITCH, resources_pb2.END_REASON_NODE_LOST)
 
 
-async def test_a_thousand_are_killed_and_recorded(bench: Any, request_id: Any) -> None:
-    """A kill of many workers takes one order and one transaction per node, not one per worker."""
+async def test_three_hundred_are_killed_by_one_order(bench: Any, request_id: Any) -> None:
+    """A kill of many workers takes one order per node, not one per worker."""
     contract = await bench.contract(max_replicas=300)
     node = await bench.node()
     await asyncio.gather(*(bench.born(node, contract.contract_id) for _ in range(300)))

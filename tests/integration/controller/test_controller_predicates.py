@@ -36,8 +36,10 @@ async def test_a_predicate_decides(bench: Any, denied: Any) -> None:
         return pb.OrderResult(value=seen[-1]["active_count"] >= 1)
 
     node.evaluate = judge
-    await node.register(await bench.issue(contract.contract_id, state_snapshot_json='{"a": 1}'))
+    manifest = await bench.issue(contract.contract_id, state_snapshot_json='{"a": 1}')
+    await node.register(manifest)
     assert seen[0]["manifest"]["state_snapshot_json"] == '{"a": 1}'
+    assert seen[0]["manifest"]["issue_time"][:-4] in manifest.issue_time.ToJsonString()
     assert seen[0]["contract"]["max_replicas"] == 10
     refusal = await denied(bench.born(node, contract.contract_id))
     assert refusal.reason_name == "STOP_CONDITION_TRIGGERED"

@@ -60,6 +60,7 @@ def test_anything_but_a_boolean_denies(source: str, expected: str) -> None:
         "contract.max_replicas == 10 && contract.cooldown_seconds < 1.0",
         "parent.worker_id == '' && parent.live_child_count == 0 && parent.age_seconds == 0.0",
         "lineage.root_id == 'root' && lineage.live_count == 0 && lineage.depth == 0",
+        "manifest.issue_time == '1970-01-01T00:00:00.000000Z'",
         "manifest.memory_limit_bytes == 33554432 && manifest.state_snapshot_bytes == 2",
     ],
 )

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,6 +95,37 @@ def test_every_field_is_covered(name: str) -> None:
         for other in changed:
             resources = replace(signed.resources, **{limit.name: other})
             assert not signing.verify(replace(signed, resources=resources), SECRET)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+NUMBERS = st.integers(min_value=0, max_value=2**53 - 1)
+RESOURCES = st.builds(
+    Resources,
+    **{field.name: NUMBERS for field in fields(Resources) if field.name != "network"}
+    | {
+        "cpu_time_limit_us": st.none() | NUMBERS,
+        "network": st.builds(NetworkPolicy, st.booleans(), st.booleans(), st.booleans()),
+    },
+)
+MANIFESTS = st.builds(
+    Manifest, TEXT, TEXT, TEXT, TEXT, NUMBERS, NUMBERS, TEXT, RESOURCES, NUMBERS, NUMBERS, TEXT
+)
+
+
+@given(MANIFESTS)
+def test_the_form_is_rfc_8785(manifest: Manifest) -> None:
+    """Whatever a manifest holds, its form is byte for byte what an RFC 8785 library writes."""
+    octets = signing.canonical(manifest)
+    assert octets == rfc8785.dumps(json.loads(octets))
+    assert from_canonical(octets.decode()) == manifest
+
+
+@given(st.characters(categories=["Cs"]))
+def test_what_is_not_unicode_is_never_signed(surrogate: str) -> None:
+    """A text that UTF-8 cannot write is refused when signing, and is never valid."""
+    with pytest.raises(ValueError, match=r"\S"):
+        signing.sign(replace(MANIFEST, parent_id=surrogate), SECRET)
+    assert not signing.verify(replace(MANIFEST, parent_id=surrogate, signature=bytes(32)), SECRET)
 
 
 @given(st.integers(min_value=2**53))
