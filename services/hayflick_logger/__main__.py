@@ -38,13 +38,8 @@ async def run(config: Config) -> None:
         OSError: The directory or the socket is not to be had.
     """
     record = Record(config)
-    loop = asyncio.get_running_loop()
     growth = Growth(record.journal.head.next_index)
-
-    def reach(next_index: int) -> None:
-        loop.call_soon_threadsafe(growth.reach, next_index)
-
-    recorder = Recorder(record, reach)
+    recorder = Recorder(record, growth.reach)
 
     def register(server: grpc.aio.Server) -> list[str]:
         logger_pb2_grpc.add_LoggerServiceServicer_to_server(LoggerServicer(record, recorder, growth), server)

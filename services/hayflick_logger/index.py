@@ -4,29 +4,32 @@ Derived: it names the place of each entry and the few fields that filters ask
 for; what is answered is read from the journal. Missing, foreign or damaged, it
 is built anew. As it is written only after the entries are durable, it also
 bears witness: a journal that ends before its index was cut.
+
+A transaction costs more than the rows in it, so the newest rows wait in memory,
+are found there as well, and are written together a moment later. What a crash
+leaves unwritten is added from the journal at the next start.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import sqlite3
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from hayflick_logger.journal import Journal, Witness
+from hayflick_logger import database
+from hayflick_logger.journal import GENESIS_HEAD, Journal, Witness
+from hayflick_logger.rows import Filter, Row, allows, conditions, row_of
 from hayflick_logger.segments import Head, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
 _VERSION = 1
-_SCHEMA = f"""
-BEGIN;
+_SCHEMA = """
 CREATE TABLE sources (
   id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, last_sequence INTEGER NOT NULL
 );
@@ -43,25 +46,11 @@ CREATE INDEX by_contract ON entries (contract_id);
 CREATE INDEX by_worker ON entries (worker_id);
 CREATE INDEX by_root ON entries (root_id);
 CREATE TABLE extent (first_hash BLOB NOT NULL, head_index INTEGER NOT NULL, head_hash BLOB NOT NULL);
-PRAGMA user_version = {_VERSION};
-COMMIT;
 """
 _PLACES = 'SELECT "index", segment, offset, length FROM entries'
 _REBUILD_ROWS = 10_000
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Which entries; each condition that is given must hold. Instants are (seconds, nanos) of Unix time."""
-
-    contract_id: str = ""
-    worker_id: str = ""
-    root_id: str = ""
-    events: tuple[str, ...] = ()
-    start: tuple[int, int] | None = None
-    end: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,15 +62,34 @@ class Found:
 
 
 class Index:
-    """The index of one journal. Written by one thread; :meth:`find` may be called from any."""
+    """The index of one journal. Written by one thread; :meth:`find` may be called from any.
+
+    Attributes:
+        head: How far entries are found.
+        witness: How far they are on disk, if any is.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._database = _open(path)
         self.witness = _witness(self._database)
+        self.head = self.witness.head if self.witness is not None else GENESIS_HEAD
+        self._first_hash = self.witness.first_hash if self.witness is not None else b""
+        self._waiting: dict[tuple[str, int], Row] = {}  # by source and sequence, in the order of the record
+        self._last: dict[str, int] = {}  # of the sources in it
+        self._lock = threading.Lock()  # held to change or to copy what waits, never to write
+
+    @property
+    def waiting(self) -> int:
+        """How many rows are not on disk yet."""
+        return len(self._waiting)
 
     def close(self) -> None:
-        """Close the database."""
+        """Write what waits, if that can be, and close the database."""
+        try:
+            self.flush()
+        except sqlite3.Error as error:
+            log.warning("the index ends behind the record, and will catch up: %s", error)
         self._database.close()
 
     def attach(self, journal: Journal) -> None:
@@ -95,62 +103,72 @@ class Index:
             first = next(journal.lines(), None)
             if self.witness is not None and (first is None or first[2].hash != self.witness.first_hash):
                 self._start_anew()
-            self.catch_up(journal)
+            self._catch_up(journal)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise  # no room, no permission: building it anew would not help
             log.warning("the index is damaged and will be built anew: %s", error)
             self._start_anew()
-            self.catch_up(journal)
-
-    def catch_up(self, journal: Journal) -> None:
-        """Add what *journal* holds beyond this index; cheap when that is nothing.
-
-        Raises:
-            segments.Broken: the journal does not follow.
-            sqlite3.Error: the index cannot be written; it stays as it was.
-        """
-        head = self.witness.head if self.witness is not None else Head()
-        if head == journal.head:
-            return
-        last = self._database.execute(f'{_PLACES} WHERE "index" = ?', (head.next_index - 1,)).fetchone()
-        log.info("indexing entries %d to %d", head.next_index, journal.head.next_index - 1)
-        rows: list[tuple[Place, bytes]] = []
-        for place, line, reached in journal.lines(head, Place(*last[1:]) if last else None):
-            rows.append((place, line))
-            if len(rows) == _REBUILD_ROWS or reached == journal.head:
-                self.add(rows, reached)
-                rows.clear()
+            self._catch_up(journal)
 
     def add(self, placed: Iterable[tuple[Place, bytes]], head: Head) -> None:
-        """Add entries that are durable, up to *head*, all or none.
+        """Add entries that are durable, up to *head*; :meth:`flush` writes them."""
+        rows = {}
+        for place, line in placed:
+            row = row_of(place, line)
+            rows[row.source, row.sequence] = row
+            self._last[row.source] = max(row.sequence, self._last.get(row.source, 0))
+            if not self._first_hash:
+                self._first_hash = bytes.fromhex(json.loads(line)["hash"])
+        with self._lock:
+            self._waiting.update(rows)
+        self.head = head
+
+    def flush(self) -> None:
+        """Write what waits, all or none.
 
         Raises:
-            sqlite3.Error: the index cannot be written; it stays as it was.
+            sqlite3.Error: the index cannot be written; all of it waits on.
         """
-        rows = [_row(place, line) for place, line in placed]
-        first_hash = self.witness.first_hash if self.witness is not None else bytes.fromhex(rows[0][1])
-        with self._database as database:
-            database.executemany(
-                "INSERT INTO sources (name, last_sequence) VALUES (?, ?) ON CONFLICT (name)"
+        if not self._waiting:
+            return
+        with self._database as written:
+            written.executemany(
+                "INSERT INTO sources (name, last_sequence) VALUES (?, ?)"
+                " ON CONFLICT (name)"
                 " DO UPDATE SET last_sequence = max(last_sequence, excluded.last_sequence)",
-                [(row[2], row[3]) for row in rows],
+                self._last.items(),
             )
-            database.executemany(
-                "INSERT INTO entries SELECT ?, id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM sources WHERE name = ?",
-                [(row[0], *row[3:], row[2]) for row in rows],
+            select = "SELECT id FROM sources WHERE name = ?"
+            ids = {name: written.execute(select, (name,)).fetchone()[0] for name in self._last}
+            written.executemany(
+                "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        *(row.entry_index, ids[row.source], *row[2:-1]),
+                        *(row.place.segment, row.place.offset, row.place.length),
+                    )
+                    for row in self._waiting.values()
+                ],
             )
-            database.execute("DELETE FROM extent")
-            database.execute("INSERT INTO extent VALUES (?, ?, ?)", (first_hash, head.next_index, head.hash))
-        self.witness = Witness(first_hash, head)
+            written.execute("DELETE FROM extent")
+            extent = (self._first_hash, self.head.next_index, self.head.hash)
+            written.execute("INSERT INTO extent VALUES (?, ?, ?)", extent)
+        self.witness = Witness(self._first_hash, self.head)
+        # Only now: whoever does not find them waiting finds them written.
+        with self._lock:
+            self._waiting = {}
+        self._last = {}
 
     def last_sequence(self, source: str) -> int:
         """Return the highest sequence of *source* in the record; 0 when it has none."""
         row = self._database.execute("SELECT last_sequence FROM sources WHERE name = ?", (source,)).fetchone()
-        return int(row[0]) if row else 0
+        return max(int(row[0]) if row else 0, self._last.get(source, 0))
 
     def place_of(self, source: str, sequence: int) -> Place | None:
         """Return where the entry with *sequence* of *source* lies, if it was recorded."""
+        if waiting := self._waiting.get((source, sequence)):
+            return waiting.place
         row = self._database.execute(
             "SELECT segment, offset, length FROM entries"
             " WHERE source_id = (SELECT id FROM sources WHERE name = ?) AND sequence = ?",
@@ -164,91 +182,60 @@ class Index:
         Raises:
             sqlite3.Error: the index cannot be read.
         """
-        conditions = ['"index" >= ?', '"index" < ?']
-        values: list[object] = [start_index, end_index]
-        for column in ("contract_id", "worker_id", "root_id"):
-            if value := getattr(wanted, column):
-                conditions.append(f"{column} = ?")
-                values.append(value)
-        if wanted.events:
-            conditions.append(f"event IN ({', '.join('?' * len(wanted.events))})")
-            values += wanted.events
-        if wanted.start is not None:
-            conditions.append("(seconds, nanos) >= (?, ?)")
-            values += wanted.start
-        if wanted.end is not None:
-            conditions.append("(seconds, nanos) < (?, ?)")
-            values += wanted.end
-        # Every value is bound; the text holds names from this module alone.
-        query = f'{_PLACES} WHERE {" AND ".join(conditions)} ORDER BY "index" LIMIT ?'
-        with _reader(self._path) as database:
-            rows = database.execute(query, (*values, limit))
-            return [Found(index, Place(*place)) for index, *place in rows]
+        # Copied first: what is written meanwhile is still in the copy, and only there.
+        with self._lock:
+            waiting = list(self._waiting.values())
+        written_end = min(end_index, waiting[0].entry_index) if waiting else end_index
+        found: list[Found] = []
+        if start_index < written_end:
+            texts, values = conditions(wanted)
+            # Every value is bound; the text holds names from this package alone.
+            where = " AND ".join(['"index" >= ?', '"index" < ?', *texts])
+            with database.reader(self._path) as read:
+                rows = read.execute(
+                    f'{_PLACES} WHERE {where} ORDER BY "index" LIMIT ?',
+                    (start_index, written_end, *values, limit),
+                )
+                found = [Found(index, Place(*place)) for index, *place in rows]
+        found += [
+            Found(row.entry_index, row.place)
+            for row in waiting
+            if start_index <= row.entry_index < end_index and allows(wanted, row)
+        ]
+        return found[:limit]
+
+    def _catch_up(self, journal: Journal) -> None:
+        """Add what *journal* holds beyond this index; cheap when that is nothing."""
+        if self.head == journal.head:
+            return
+        last_index = self.head.next_index - 1
+        last = self._database.execute(f'{_PLACES} WHERE "index" = ?', (last_index,)).fetchone()
+        log.info("indexing entries %d to %d", self.head.next_index, journal.head.next_index - 1)
+        for place, line, reached in journal.lines(self.head, Place(*last[1:]) if last else None):
+            self.add([(place, line)], reached)
+            if self.waiting == _REBUILD_ROWS:
+                self.flush()
+        self.flush()
 
     def _start_anew(self) -> None:
         self._database.close()
-        _remove(self._path)
+        database.remove(self._path)
         self._database = _open(self._path)
-        self.witness = None
+        self.witness, self.head, self._first_hash = None, GENESIS_HEAD, b""
+        self._waiting, self._last = {}, {}
 
 
 def _open(path: Path) -> sqlite3.Connection:
     try:
-        return _connect(path)
+        return database.connect(path, _SCHEMA, _VERSION)
     except sqlite3.OperationalError:
         raise
     except sqlite3.DatabaseError as error:
         log.warning("the index is damaged and will be built anew: %s", error)
-        _remove(path)
-        return _connect(path)
+        database.remove(path)
+        return database.connect(path, _SCHEMA, _VERSION)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    # The writer moves from the starting thread to the recorder's, once.
-    database = sqlite3.connect(path, check_same_thread=False)
-    try:
-        path.chmod(0o600)
-        database.execute("PRAGMA journal_mode = WAL")
-        # Not OFF: losing its end in a power cut is harmless, being mangled by one would cost a rebuild.
-        database.execute("PRAGMA synchronous = NORMAL")
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version not in (0, _VERSION):
-            raise sqlite3.DatabaseError(f"version {version}, not {_VERSION}")
-        if version == 0:
-            database.executescript(_SCHEMA)
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-@contextlib.contextmanager
-def _reader(path: Path) -> Iterator[sqlite3.Connection]:
-    # One per call: opening costs 0.1 ms, and threads then share nothing.
-    database = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
-    try:
-        yield database
-    finally:
-        database.close()
-
-
-def _remove(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-
-def _witness(database: sqlite3.Connection) -> Witness | None:
-    row = database.execute("SELECT first_hash, head_index, head_hash FROM extent").fetchone()
+def _witness(connection: sqlite3.Connection) -> Witness | None:
+    row = connection.execute("SELECT first_hash, head_index, head_hash FROM extent").fetchone()
     return Witness(row[0], Head(row[1], row[2])) if row else None
-
-
-def _row(place: Place, line: bytes) -> tuple[int, str, str, int, str, str, str, str, int, int, int, int, int]:
-    entry = json.loads(line)
-    event = entry["event"]
-    stamp = Timestamp()
-    stamp.FromJsonString(event["timestamp"])
-    ids = (event.get("contract_id", ""), event.get("worker_id", ""), event.get("root_id", ""))
-    return (
-        *(entry["index"], entry["hash"], entry["source"], entry["sequence"], event["event"], *ids),
-        *(stamp.seconds, stamp.nanos, place.segment, place.offset, place.length),
-    )

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hayflick.v1 import logger_pb2
+from hayflick_logger import database
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 _VERSION = 1
-_SCHEMA = f"""
-BEGIN;
+_SCHEMA = """
 CREATE TABLE samples (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   name TEXT NOT NULL, value REAL NOT NULL, seconds INTEGER NOT NULL, nanos INTEGER NOT NULL,
@@ -28,8 +28,6 @@ CREATE TABLE samples (
 );
 CREATE INDEX by_worker ON samples (worker_id);
 CREATE INDEX by_contract ON samples (contract_id);
-PRAGMA user_version = {_VERSION};
-COMMIT;
 """
 
 _COLUMNS = "id, name, value, seconds, nanos, contract_id, worker_id"
@@ -53,14 +51,14 @@ class MetricStore:
         self._path = path
         self._max_samples = max_samples
         try:
-            self._database = _connect(path)
+            self._database = database.connect(path, _SCHEMA, _VERSION)
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:
             aside = path.with_name(path.name + ".damaged")
             log.warning("the metrics are damaged; set aside as %s: %s", aside, error)
             path.replace(aside)
-            self._database = _connect(path)
+            self._database = database.connect(path, _SCHEMA, _VERSION)
 
     def close(self) -> None:
         """Close the database."""
@@ -79,13 +77,13 @@ class MetricStore:
             )
             for sample in samples
         ]
-        with self._database as database:
-            database.executemany(
+        with self._database as written:
+            written.executemany(
                 "INSERT INTO samples (name, value, seconds, nanos, contract_id, worker_id)"
                 " VALUES (?, ?, ?, ?, ?, ?)",
                 rows,
             )
-            database.execute(
+            written.execute(
                 "DELETE FROM samples WHERE id <= (SELECT max(id) FROM samples) - ?", (self._max_samples,)
             )
 
@@ -100,11 +98,8 @@ class MetricStore:
                 values.append(value)
         # Every value is bound; the text holds names from this module alone.
         query = f"SELECT {_COLUMNS} FROM samples WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ?"  # noqa: S608
-        database = sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True)
-        try:
-            return [(row[0], _sample(row)) for row in database.execute(query, (*values, limit))]
-        finally:
-            database.close()
+        with database.reader(self._path) as read:
+            return [(row[0], _sample(row)) for row in read.execute(query, (*values, limit))]
 
 
 def _sample(row: tuple[int, str, float, int, int, str, str]) -> logger_pb2.MetricSample:
@@ -112,21 +107,3 @@ def _sample(row: tuple[int, str, float, int, int, str, str]) -> logger_pb2.Metri
     sample = logger_pb2.MetricSample(name=name, value=value, contract_id=contract_id, worker_id=worker_id)
     sample.timestamp.seconds, sample.timestamp.nanos = seconds, nanos
     return sample
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # The writer moves from the starting thread to the recorder's, once.
-    database = sqlite3.connect(path, check_same_thread=False)
-    try:
-        path.chmod(0o600)
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            database.executescript(_SCHEMA)
-        elif version != _VERSION:
-            raise sqlite3.DatabaseError(f"version {version}, not {_VERSION}")
-    except BaseException:
-        database.close()
-        raise
-    return database

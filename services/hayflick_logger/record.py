@@ -12,10 +12,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_logger import entries
 from hayflick_logger.directory import Claim
-from hayflick_logger.index import Filter, Index
+from hayflick_logger.index import Index
 from hayflick_logger.journal import Journal, Verdict, corrupt
 from hayflick_logger.metrics import MetricFilter, MetricStore
 from hayflick_logger.planning import Plan
+from hayflick_logger.rows import Filter
 from hayflick_logger.segments import Broken
 from hayflick_rpc.errors import HayflickError
 
@@ -59,6 +60,7 @@ class Record:
             except Broken as broken:
                 raise corrupt(str(broken), broken.index) from broken
             self._opened = opened.pop_all()
+        self._index_failed = False
         # What the logger itself has to say and could not yet record.
         self._notes: list[tuple[str, dict[str, int]]] = []
         if self.journal.healed_bytes:
@@ -72,19 +74,19 @@ class Record:
         self._opened.close()
 
     @property
-    def behind(self) -> bool:
-        """Whether the index lacks entries that the journal has; the next plan brings it in line."""
-        witness = self._index.witness
-        return (witness.head.next_index if witness is not None else 0) < self.journal.head.next_index
+    def unindexed(self) -> int:
+        """How many entries the index holds in memory alone."""
+        return self._index.waiting
 
     def plan(self) -> Plan:
         """Return an empty plan over what is recorded now.
 
         Raises:
-            HayflickError: AUDIT_UNAVAILABLE while the index cannot follow the
-                journal: without it, what was recorded before cannot be told.
+            HayflickError: AUDIT_UNAVAILABLE while the index cannot be written: it
+                bears witness to the record, and what it holds in memory is bounded.
         """
-        self._catch_up()
+        if self._index_failed:
+            self.flush_index()
         now = Timestamp()
         now.GetCurrentTime()
         plan = Plan(self._index.last_sequence, self._event_of, now)
@@ -100,13 +102,20 @@ class Record:
         """
         placed = self.journal.append(plan.drafts)
         self._notes.clear()
-        if placed:
-            try:
-                self._index.add(placed, self.journal.head)
-            except sqlite3.Error as error:
-                # The entries are durable, so they are acknowledged. Until the
-                # index has caught up, nothing is listed and nothing appended.
-                log.error("the index fell behind: %s", error)  # noqa: TRY400 -- the text says it all
+        self._index.add(placed, self.journal.head)
+
+    def flush_index(self) -> None:
+        """Write what the index holds in memory; nothing is appended from a failure until a success.
+
+        Raises:
+            HayflickError: AUDIT_UNAVAILABLE: it cannot be written.
+        """
+        try:
+            self._index.flush()
+        except sqlite3.Error as error:
+            self._index_failed = True
+            raise _unavailable(f"the index cannot be written: {error}") from error
+        self._index_failed = False
 
     def add_metrics(self, samples: Sequence[logger_pb2.MetricSample]) -> None:
         """Keep *samples*.
@@ -132,8 +141,7 @@ class Record:
             HayflickError: AUDIT_UNAVAILABLE when the index is behind
                 *end_index*; JOURNAL_CORRUPT when an entry cannot be read back.
         """
-        witness = self._index.witness
-        if end_index > (witness.head.next_index if witness is not None else 0):
+        if end_index > self._index.head.next_index:
             raise _unavailable("the index is behind the record; try again")
         try:
             found = self._index.find(wanted, start_index, end_index, limit + 1)
@@ -168,14 +176,6 @@ class Record:
     def verify(self) -> Verdict:
         """Recompute the whole chain."""
         return self.journal.verify()
-
-    def _catch_up(self) -> None:
-        try:
-            self._index.catch_up(self.journal)
-        except sqlite3.Error as error:
-            raise _unavailable(f"the index cannot be written: {error}") from error
-        except Broken as broken:
-            raise corrupt(str(broken), broken.index) from broken
 
     def _event_of(self, source: str, sequence: int) -> bytes | None:
         place = self._index.place_of(source, sequence)

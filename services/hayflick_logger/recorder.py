@@ -1,4 +1,8 @@
-"""The one thread that writes: whatever waits becomes one commit, one write, one sync."""
+"""The one thread that writes: whatever waits becomes one commit, one write, one sync.
+
+The loop and the thread wake each other once a commit, however many batches it
+holds: with small batches those wake-ups cost more than the batches.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,30 @@ import asyncio
 import logging
 import queue
 import threading
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from hayflick.v1.errors_pb2 import ErrorReason
-from hayflick_logger.planning import OWN_SOURCE, Plan
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from hayflick.v1 import logger_pb2
+    from hayflick_logger.planning import Plan
     from hayflick_logger.record import Record
 
 MAX_WAITING_BATCHES = 1_024
 MAX_COMMIT_EVENTS = 10_000
 MAX_COMMIT_BYTES = 16 * 1024 * 1024
+# How far the index on disk may stay behind the journal. Longer would save
+# little: ten transactions a second already cost next to nothing.
+MAX_UNINDEXED_ENTRIES = 1_000
+MAX_UNINDEXED_SECONDS = 0.1
+RETRY_SECONDS = 1.0
+
+Outcome: TypeAlias = "int | Exception"
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +46,11 @@ class Batch:
         source: The sender.
         events: Pairs of sequence and canonical event, ascending.
         metrics: Samples to keep beside them.
-        done: The highest durable sequence of the source, once all of it is durable.
     """
 
     source: str
     events: Sequence[tuple[int, bytes]]
     metrics: Sequence[logger_pb2.MetricSample]
-    done: Future[int] = field(default_factory=Future)
 
     @property
     def size_bytes(self) -> int:
@@ -49,18 +58,27 @@ class Batch:
         return sum(len(event) for _, event in self.events)
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    batch: Batch
+    done: asyncio.Future[int]
+
+
 class Recorder:
-    """Commits batches to *record*, in the order they came.
+    """Commits batches to *record*, in the order they came. Made in the loop that it serves.
 
     Args:
         record: Written by this recorder's thread alone from now on.
-        on_recorded: Called in that thread with the next index after each commit.
+        on_recorded: Called in the loop with the next index after each commit.
     """
 
     def __init__(self, record: Record, on_recorded: Callable[[int], None]) -> None:
         self._record = record
         self._on_recorded = on_recorded
-        self._waiting: queue.Queue[Batch | None] = queue.Queue(MAX_WAITING_BATCHES)
+        self._loop = asyncio.get_running_loop()
+        # Filled by the loop alone, so that its size can be trusted there.
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._flush_at = 0.0  # monotonic; of use while there is something to flush
         self._thread = threading.Thread(target=self._run, name="recorder")
         self._thread.start()
 
@@ -71,93 +89,111 @@ class Recorder:
             HayflickError: AUDIT_UNAVAILABLE when it cannot be made durable;
                 REQUEST_ID_REUSED when it contradicts the record.
         """
-        try:
-            self._waiting.put_nowait(batch)
-        except queue.Full:
+        if self._queue.qsize() >= MAX_WAITING_BATCHES:
             raise HayflickError(
                 ErrorReason.ERROR_REASON_AUDIT_UNAVAILABLE,
                 f"{MAX_WAITING_BATCHES} batches wait for the disk",
                 retry_after_seconds=1.0,
-            ) from None
-        return await asyncio.wrap_future(batch.done)
-
-    async def catch_up(self) -> None:
-        """Return once the index has what the journal has.
-
-        Raises:
-            HayflickError: AUDIT_UNAVAILABLE when it cannot.
-        """
-        await self.record(Batch(OWN_SOURCE, (), ()))
+            )
+        done: asyncio.Future[int] = self._loop.create_future()
+        self._queue.put(_Waiting(batch, done))
+        return await done
 
     def close(self) -> None:
         """Commit what waits, then end the thread."""
-        self._waiting.put(None)
+        self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         running = True
         while running:
-            batches: list[Batch] = []
-            running = self._collect(batches)
-            # A sender that hung up cancels its future; this keeps it from then on.
-            batches = [batch for batch in batches if batch.done.set_running_or_notify_cancel()]
-            try:
-                self._commit(batches)
-            except Exception as error:
-                log.exception("a commit failed")
-                for batch in batches:
-                    if not batch.done.done():
-                        batch.done.set_exception(error)
+            everyone: list[_Waiting] = []
+            running = self._collect(everyone)
+            # A sender that hung up has cancelled its future.
+            everyone = [waiting for waiting in everyone if not waiting.done.cancelled()]
+            if everyone:
+                outcomes = self._outcomes([waiting.batch for waiting in everyone])
+                next_index = self._record.journal.head.next_index
+                self._loop.call_soon_threadsafe(self._settle, everyone, outcomes, next_index)
+            self._flush_when_due()
 
-    def _collect(self, batches: list[Batch]) -> bool:
-        """Fill *batches* with all that waits, up to the limits of a commit; return whether to go on."""
+    def _collect(self, everyone: list[_Waiting]) -> bool:
+        """Fill *everyone* with all that waits, up to the limits of a commit; return whether to go on.
+
+        Waits for the first, but no longer than the index may wait.
+        """
         events, size_bytes = 0, 0
-        block = True
+        timeout_seconds = max(0.0, self._flush_at - time.monotonic()) if self._record.unindexed else None
         while events < MAX_COMMIT_EVENTS and size_bytes < MAX_COMMIT_BYTES:
             try:
-                batch = self._waiting.get(block)
+                waiting = self._queue.get(timeout=timeout_seconds)
             except queue.Empty:
                 return True
-            if batch is None:
+            if waiting is None:
                 return False
-            block = False
-            batches.append(batch)
-            events += len(batch.events)
-            size_bytes += batch.size_bytes
+            timeout_seconds = 0.0
+            everyone.append(waiting)
+            events += len(waiting.batch.events)
+            size_bytes += waiting.batch.size_bytes
         return True
 
-    def _commit(self, batches: Sequence[Batch]) -> None:
+    def _outcomes(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        """Commit *batches*; return for each its source's highest durable sequence, or why not."""
         try:
+            if not self._record.unindexed:
+                self._flush_at = time.monotonic() + MAX_UNINDEXED_SECONDS
             plan = self._record.plan()
-            accepted = [batch for batch in batches if _accept(plan, batch)]
+            refusals = [_refusal(plan, batch) for batch in batches]
             self._record.commit(plan)
+            samples = [
+                sample
+                for batch, refusal in zip(batches, refusals, strict=True)
+                for sample in batch.metrics
+                if refusal is None
+            ]
+            unkept = self._keep(samples) if samples else None
+            return [
+                refusal or (unkept if batch.metrics else None) or plan.last(batch.source)
+                for batch, refusal in zip(batches, refusals, strict=True)
+            ]
         except HayflickError as error:
-            for batch in batches:
-                if not batch.done.done():
-                    batch.done.set_exception(error)
-            return
-        refusal = self._keep_metrics(accepted)
-        self._on_recorded(self._record.journal.head.next_index)
-        for batch in accepted:
-            if refusal is not None and batch.metrics:
-                batch.done.set_exception(refusal)
-            else:
-                batch.done.set_result(plan.last(batch.source))
+            return [error] * len(batches)
+        except Exception as error:
+            log.exception("a commit failed")
+            return [error] * len(batches)
 
-    def _keep_metrics(self, batches: Sequence[Batch]) -> HayflickError | None:
-        samples = [sample for batch in batches for sample in batch.metrics]
+    def _keep(self, samples: Sequence[logger_pb2.MetricSample]) -> HayflickError | None:
         try:
-            if samples:
-                self._record.add_metrics(samples)
+            self._record.add_metrics(samples)
         except HayflickError as refusal:
             return refusal
         return None
 
+    def _settle(self, everyone: Sequence[_Waiting], outcomes: Sequence[Outcome], next_index: int) -> None:
+        """Tell everyone, in the loop."""
+        self._on_recorded(next_index)
+        for waiting, outcome in zip(everyone, outcomes, strict=True):
+            if waiting.done.done():
+                continue
+            if isinstance(outcome, Exception):
+                waiting.done.set_exception(outcome)
+            else:
+                waiting.done.set_result(outcome)
 
-def _accept(plan: Plan, batch: Batch) -> bool:
+    def _flush_when_due(self) -> None:
+        unindexed = self._record.unindexed
+        if not unindexed or (unindexed < MAX_UNINDEXED_ENTRIES and time.monotonic() < self._flush_at):
+            return
+        try:
+            self._record.flush_index()
+        except HayflickError as error:
+            log.error("%s", error.message)  # noqa: TRY400 -- the text says it all
+            self._flush_at = time.monotonic() + RETRY_SECONDS
+
+
+def _refusal(plan: Plan, batch: Batch) -> HayflickError | None:
     try:
         plan.take(batch.source, batch.events)
     except HayflickError as refusal:
-        batch.done.set_exception(refusal)
-        return False
-    return True
+        return refusal
+    return None

@@ -10,10 +10,10 @@ import grpc
 from hayflick.v1 import logger_pb2, logger_pb2_grpc
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_logger.entries import MAX_SEQUENCE
-from hayflick_logger.index import Filter
 from hayflick_logger.metrics import MetricFilter
 from hayflick_logger.planning import OWN_SOURCE
 from hayflick_logger.recorder import Batch, Recorder
+from hayflick_logger.rows import Filter
 from hayflick_logger.tail import Growth, follow
 from hayflick_rpc import events, wire
 from hayflick_rpc.errors import HayflickError, invalid_field
@@ -58,8 +58,6 @@ class LoggerServicer(logger_pb2_grpc.LoggerServiceServicer):
         end_index = self._growth.next_index
         if start_index >= end_index:
             return logger_pb2.ListEventsResponse()
-        if self._record.behind:
-            await self._recorder.catch_up()
         found, go_on = await asyncio.to_thread(self._record.events, wanted, start_index, end_index, limit)
         token = wire.encode_page_token(mark, go_on) if go_on < end_index else ""
         return logger_pb2.ListEventsResponse(events=found, next_page_token=token)

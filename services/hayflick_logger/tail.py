@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from hayflick.v1 import logger_pb2
-    from hayflick_logger.index import Filter
     from hayflick_logger.record import Record
+    from hayflick_logger.rows import Filter
 
 PAGE_ENTRIES = 256
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Any, TypeAlias
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, TypeAlias
 
 import rfc8785
 
@@ -20,15 +21,28 @@ from hayflick_rpc.errors import invalid_field
 
 if TYPE_CHECKING:
     from google.protobuf import struct_pb2
+    from google.protobuf.timestamp_pb2 import Timestamp
 
 MAX_DETAILS_BYTES = 64 * 1024
 MAX_SOURCE_CHARS = 128
 
-Json: TypeAlias = "bool | float | str | list[Json] | dict[str, Json] | None"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 _SOURCE = re.compile(rf"[A-Za-z0-9_.:/-]{{1,{MAX_SOURCE_CHARS}}}", re.ASCII)
 _IDS = ("contract_id", "worker_id", "parent_id", "root_id")
+# Up to here every whole number is a double of its own.
+_MAX_WHOLE = 2.0**53
+# From here up to _MAX_WHOLE, ECMAScript and Python write a fraction the same.
+_MIN_PLAIN_FRACTION = 1e-4
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ONE_SECOND = timedelta(seconds=1)
+# Those that protobuf's Timestamp may hold: the years 1 to 9999.
+_MIN_SECONDS = -62_135_596_800
+_MAX_SECONDS = 253_402_300_799
+_encode = json.JSONEncoder(
+    ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False, check_circular=False
+).encode
 
 
 def require_source(source: str) -> str:
@@ -53,8 +67,8 @@ def require_name(field: str, name: str) -> str:
     return name
 
 
-def require_timestamp(field: str, message: logger_pb2.Event | logger_pb2.MetricSample) -> str:
-    """Return *message*'s timestamp as RFC 3339 text in UTC.
+def require_timestamp(field: str, message: logger_pb2.Event | logger_pb2.MetricSample) -> Timestamp:
+    """Return *message*'s timestamp when RFC 3339 can write it.
 
     Raises:
         HayflickError: INVALID_FIELD, naming *field*, when there is none or none
@@ -62,10 +76,23 @@ def require_timestamp(field: str, message: logger_pb2.Event | logger_pb2.MetricS
     """
     if not message.HasField("timestamp"):
         raise invalid_field(field, "is required")
-    try:
-        return message.timestamp.ToJsonString()
-    except ValueError:
-        raise invalid_field(field, "must lie in the years 1 to 9999") from None
+    stamp = message.timestamp
+    if not (_MIN_SECONDS <= stamp.seconds <= _MAX_SECONDS and 0 <= stamp.nanos < 1_000_000_000):
+        raise invalid_field(field, "must lie in the years 1 to 9999")
+    return stamp
+
+
+def unix_time(text: str) -> tuple[int, int]:
+    """Return the seconds and nanoseconds of Unix time in *text*, as protobuf writes a Timestamp in JSON.
+
+    As ``Timestamp.FromJsonString`` does, at a fraction of its cost, for the one
+    form that ``ToJsonString`` has: UTC, with 0, 3, 6 or 9 digits of a second.
+
+    Raises:
+        ValueError: *text* is no instant.
+    """
+    elapsed = datetime.fromisoformat(text[:19] + "Z") - _EPOCH
+    return elapsed // _ONE_SECOND, int(text[20:-1].ljust(9, "0"))
 
 
 def require_metric(sample: logger_pb2.MetricSample) -> logger_pb2.MetricSample:
@@ -93,22 +120,16 @@ def to_json(event: logger_pb2.Event) -> bytes:
             years 1 to 9999, details with a number that JSON has not or of more
             than MAX_DETAILS_BYTES.
     """
-    document: dict[str, Any] = {
-        "event": require_name("event.event", event.event),
-        "timestamp": require_timestamp("event.timestamp", event),
-    }
+    name = require_name("event.event", event.event)
+    text = require_timestamp("event.timestamp", event).ToJsonString()
+    # None of these has a character that JSON escapes.
+    members = {"event": f'"{name}"', "timestamp": f'"{text}"'}
     for field in _IDS:
         if value := getattr(event, field):
-            document[field] = wire.require_id(f"event.{field}", value)
+            members[field] = '"' + wire.require_id(f"event.{field}", value) + '"'
     if event.details.fields:
-        details = _from_struct(event.details)
-        size_bytes = len(rfc8785.dumps(details))
-        if size_bytes > MAX_DETAILS_BYTES:
-            raise invalid_field(
-                "event.details", f"must be at most {MAX_DETAILS_BYTES} bytes as JSON, not {size_bytes}"
-            )
-        document["details"] = details
-    return rfc8785.dumps(document)
+        members["details"] = _details(event.details)
+    return ("{" + ",".join([f'"{key}":{members[key]}' for key in sorted(members)]) + "}").encode()
 
 
 def from_json(text: bytes | str) -> logger_pb2.Event:
@@ -142,6 +163,45 @@ def from_document(document: object) -> logger_pb2.Event:
     return event
 
 
+def canonical(document: Json) -> bytes:
+    """Return *document* as RFC 8785 has it.
+
+    The standard library's encoder, which is many times faster, is used for all
+    that it spells in the same way.
+
+    Raises:
+        rfc8785.CanonicalizationError: *document* holds what JSON has not.
+    """
+    return _encode(document).encode() if _is_plain(document) else rfc8785.dumps(document)
+
+
+def _is_plain(document: Json) -> bool:
+    """Return whether the standard library spells *document* as RFC 8785 does."""
+    match document:
+        case bool() | str() | None:
+            return True
+        case int():
+            return abs(document) < _MAX_WHOLE
+        case float():
+            # Whole ones end in .0 there, and exponents begin elsewhere.
+            return _MIN_PLAIN_FRACTION <= abs(document) < _MAX_WHOLE and not document.is_integer()
+        case list():
+            return all(map(_is_plain, document))
+        case _:
+            # Beyond ASCII the two may sort keys differently.
+            return all(key.isascii() for key in document) and all(map(_is_plain, document.values()))
+
+
+def _details(struct: struct_pb2.Struct) -> str:
+    """Return *struct* as canonical JSON, when it is not too large."""
+    text = canonical(_from_struct(struct))
+    if len(text) > MAX_DETAILS_BYTES:
+        raise invalid_field(
+            "event.details", f"must be at most {MAX_DETAILS_BYTES} bytes as JSON, not {len(text)}"
+        )
+    return text.decode()
+
+
 def _from_struct(struct: struct_pb2.Struct) -> dict[str, Json]:
     return {name: _from_value(value) for name, value in struct.fields.items()}
 
@@ -151,9 +211,7 @@ def _from_value(value: struct_pb2.Value) -> Json:
         case "string_value":
             return value.string_value
         case "number_value":
-            if not math.isfinite(value.number_value):
-                raise invalid_field("event.details", "numbers must be finite")
-            return value.number_value
+            return _from_number(value.number_value)
         case "bool_value":
             return value.bool_value
         case "struct_value":
@@ -162,3 +220,10 @@ def _from_value(value: struct_pb2.Value) -> Json:
             return [_from_value(item) for item in value.list_value.values]
         case _:
             return None
+
+
+def _from_number(number: float) -> int | float:
+    if not math.isfinite(number):
+        raise invalid_field("event.details", "numbers must be finite")
+    # Both forms are the same JSON; the whole one is the faster to write.
+    return int(number) if number.is_integer() and abs(number) < _MAX_WHOLE else number

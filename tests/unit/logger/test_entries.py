@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import rfc8785
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,11 +22,14 @@ from hayflick_rpc.errors import HayflickError
 DOCS = Path(__file__).parents[3] / "docs" / "events.md"
 
 ids = st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True) | st.just("")
+seconds = st.integers(-62_135_596_800, 253_402_300_799)
+nanos = st.integers(0, 999_999_999) | st.integers(0, 999).map(lambda millis: millis * 1_000_000)
 leaves = (
     st.none()
     | st.booleans()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.integers(-(2**53), 2**53)
+    # There is one zero: RFC 8785 writes -0 as 0.
+    | st.floats(allow_nan=False, allow_infinity=False).map(lambda number: number or 0.0)
+    | st.integers(-(2**53) + 1, 2**53 - 1)
     | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 )
 details = st.dictionaries(
@@ -47,8 +51,8 @@ def any_event(draw: st.DrawFn) -> logger_pb2.Event:
         parent_id=draw(ids),
         root_id=draw(ids),
     )
-    event.timestamp.seconds = draw(st.integers(-62_135_596_800, 253_402_300_799))
-    event.timestamp.nanos = draw(st.integers(0, 999_999_999))
+    event.timestamp.seconds = draw(seconds)
+    event.timestamp.nanos = draw(nanos)
     found = draw(details)
     if found:
         event.details.update(found)
@@ -73,6 +77,28 @@ def test_an_entry_reads_back_as_what_was_written(event: logger_pb2.Event, index:
     )
     assert entries.check(line, index, entries.GENESIS) == digest
     assert entries.event_bytes(line) == events.to_json(event)
+
+
+@given(document=details)
+def test_the_canonical_form_is_that_of_rfc_8785(document: Any) -> None:
+    """Whatever its strings, keys, nesting and numbers, a document is spelt as the reference has it."""
+    assert events.canonical(document) == rfc8785.dumps(document)
+
+
+@pytest.mark.parametrize(
+    "number", [0.0, -0.0, 5e-324, 1e-7, 1e-4, 0.1 + 0.2, -2.5, 1e15 + 0.5, 2.0**53, 1e16, 1e21]
+)
+def test_numbers_are_spelt_as_rfc_8785_has_them(number: float) -> None:
+    """Numbers on either side of each border between two spellings are spelt as the reference has them."""
+    canonical = rfc8785.dumps({"value": number})
+    assert events.canonical({"value": number}) == canonical
+    assert b'"details":' + canonical in events.to_json(detailed(number))
+
+
+@given(stamp=st.builds(Timestamp, seconds=seconds, nanos=nanos))
+def test_an_instant_reads_back_from_its_text(stamp: Timestamp) -> None:
+    """Every instant that may be recorded is understood to the nanosecond."""
+    assert events.unix_time(stamp.ToJsonString()) == (stamp.seconds, stamp.nanos)
 
 
 @given(event=any_event(), data=st.data())

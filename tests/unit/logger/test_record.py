@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import sqlite3
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -12,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hayflick.v1 import logger_pb2
-from hayflick_logger.index import Filter
 from hayflick_logger.metrics import MetricFilter
 from hayflick_logger.record import MAX_PAGE_BYTES, Record
+from hayflick_logger.rows import Filter
 from hayflick_logger.segments import first_indexes, path_of
 from hayflick_logger.tail import Growth, follow
 from hayflick_rpc import events
@@ -34,7 +35,6 @@ def numbers(record: Record, wanted: Filter = Filter(), limit: int = 1_000) -> li
 
 
 def test_what_is_recorded_is_found_after_a_restart(open_record: Open, add: Add) -> None:
-    """Return the sequences of the test's own source that *wanted* lets through."""
     """Entries, and the last sequence of each source, are known again when the logger starts anew."""
     add(open_record(), 1, 2, 3)
     record = open_record()
@@ -89,6 +89,47 @@ def test_an_index_that_is_behind_catches_up(open_record: Open, add: Add, directo
     assert len(first_indexes(directory)) > 1
     index.write_bytes(behind)
     assert numbers(open_record()) == list(range(1, 600))
+
+
+def test_what_the_index_did_not_write_is_known(open_record: Open, add: Add, directory: Path) -> None:
+    """Entries that are only in the index's memory are told apart from new ones, before a crash and after."""
+    record = open_record()
+    add(record, 1, 3)
+    record.flush_index()
+    add(record, 2, 4)
+    assert record.unindexed == 2
+    for again in (1, 2, 3, 4):
+        before = record.journal.head
+        add(record, again)
+        assert record.journal.head == before
+    assert record.plan().last("test") == 4
+    index = (directory / "index.sqlite", directory / "index.sqlite-wal")
+    crashed = [path.read_bytes() for path in index]
+    record.close()
+    for path, content in zip(index, crashed, strict=True):
+        path.write_bytes(content)
+    record = open_record()
+    assert (record.unindexed, numbers(record)) == (0, [1, 3, 2, 4])
+    assert record.plan().last("test") == 4
+
+
+def test_nothing_is_appended_while_the_index_cannot_be_written(open_record: Open, add: Add) -> None:
+    """An index that cannot be written stops appending, not reading, and what it owes is written later."""
+    record = open_record()
+    add(record, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        for attempt in (record.flush_index, record.plan):
+            with pytest.raises(HayflickError) as caught:
+                attempt()
+            assert caught.value.reason_name == "AUDIT_UNAVAILABLE"
+        assert (record.unindexed, numbers(record)) == (1, [1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    add(record, 2)
+    record.flush_index()
+    assert (record.unindexed, numbers(record)) == (0, [1, 2])
 
 
 def test_a_record_whose_end_was_cut_off_is_refused(open_record: Open, add: Add, directory: Path) -> None:
@@ -183,17 +224,24 @@ def allows(wanted: Filter, event: logger_pb2.Event) -> bool:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sent=st.lists(sampled, min_size=1, max_size=12), wanted=filters, limit=st.integers(1, 4))
+@given(
+    sent=st.lists(sampled, min_size=1, max_size=12),
+    written=st.integers(0, 12),
+    wanted=filters,
+    limit=st.integers(1, 4),
+)
 def test_pages_hold_what_the_filter_lets_through(
-    open_record: Open, sent: list[logger_pb2.Event], wanted: Filter, limit: int
+    open_record: Open, sent: list[logger_pb2.Event], written: int, wanted: Filter, limit: int
 ) -> None:
-    """Whatever the filter and the page size, the pages together are the matching events in order."""
+    """Whatever the filter, the page size and the part written yet, the pages are the matching events."""
     record = open_record()
     start = record.journal.head.next_index
-    plan = record.plan()
-    base = plan.last("pages")
-    plan.take("pages", [(base + n, events.to_json(event)) for n, event in enumerate(sent, 1)])
-    record.commit(plan)
+    for part in (sent[:written], sent[written:]):
+        record.flush_index()
+        plan = record.plan()
+        base = plan.last("pages")
+        plan.take("pages", [(base + n, events.to_json(event)) for n, event in enumerate(part, 1)])
+        record.commit(plan)
     end = record.journal.head.next_index
     got: list[logger_pb2.Event] = []
     position = start
