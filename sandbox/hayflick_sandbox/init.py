@@ -22,7 +22,8 @@ import prctl
 
 from hayflick_sandbox import messages, tasks
 from hayflick_sandbox.messages import Beat, KillTask, Ready, RunTask, SetupFailed, TaskExited, TaskStarted
-from hayflick_sandbox.steps import CHANNEL_FD, KeepDescriptors, Step
+from hayflick_sandbox.process import CHANNEL_FD, KeepDescriptors
+from hayflick_sandbox.steps import Step
 
 MAX_DESCRIPTORS = 3
 

@@ -1,0 +1,130 @@
+"""What a worker sees of any file system: the steps that build its root, where it cannot reach."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from hayflick_sandbox import syscalls
+from hayflick_sandbox.template import NEW_ROOT
+
+# Kernel memory of a tmpfs is bounded by its inodes as well as its bytes.
+BYTES_PER_INODE = 4_096
+_NO_EXECUTABLES_FROM_OUTSIDE = syscalls.MS_NOSUID | syscalls.MS_NODEV
+
+
+@dataclass(frozen=True, slots=True)
+class FreshRoot:
+    """Start from an empty file system in memory."""
+
+    def describe(self) -> str:
+        """Say it."""
+        return "mount an empty tmpfs as the new root"
+
+    def apply(self) -> None:
+        """Do it."""
+        options = "mode=755,size=64k,nr_inodes=256"
+        syscalls.mount("root", NEW_ROOT, "tmpfs", _NO_EXECUTABLES_FROM_OUTSIDE, options)
+
+
+@dataclass(frozen=True, slots=True)
+class ShowReadOnly:
+    """Bind one path of the template, whose read-only flag is locked."""
+
+    path: str
+
+    def describe(self) -> str:
+        """Say it."""
+        return f"show {self.path}, read-only"
+
+    def apply(self) -> None:
+        """Do it."""
+        target = NEW_ROOT + self.path
+        if os.path.isdir(self.path):
+            os.makedirs(target, mode=0o755, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        syscalls.mount(self.path, target, None, syscalls.MS_BIND | syscalls.MS_REC)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Recreate a link that the system's layout needs."""
+
+    path: str
+    target: str
+
+    def describe(self) -> str:
+        """Say it."""
+        return f"link {self.path} to {self.target}"
+
+    def apply(self) -> None:
+        """Do it."""
+        os.symlink(self.target, NEW_ROOT + self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateDirectory:
+    """A writable directory of the worker's own, bounded in bytes and inodes."""
+
+    path: str
+    size_bytes: int
+    mode: str
+
+    def describe(self) -> str:
+        """Say it."""
+        return (
+            f"mount a private, writable {self.path} of at most {self.size_bytes} bytes "
+            f"and {self.inodes} files"
+        )
+
+    @property
+    def inodes(self) -> int:
+        """How many files it can hold."""
+        return max(64, self.size_bytes // BYTES_PER_INODE)
+
+    def apply(self) -> None:
+        """Do it."""
+        target = NEW_ROOT + self.path
+        os.makedirs(target, mode=0o755, exist_ok=True)
+        # tmpfs takes size=0 for "no limit"; a limit of nothing is one page.
+        options = f"mode={self.mode},size={max(self.size_bytes, 4096)},nr_inodes={self.inodes}"
+        syscalls.mount("private", target, "tmpfs", _NO_EXECUTABLES_FROM_OUTSIDE, options)
+
+
+@dataclass(frozen=True, slots=True)
+class FreshProc:
+    """A /proc that holds the worker's own processes and nothing of the host.
+
+    ``subset=pid`` (kernel 5.8) leaves out every file that is not about a
+    process, /proc/sys among them, so there is nothing to mask.
+    """
+
+    def describe(self) -> str:
+        """Say it."""
+        return "mount a fresh /proc with the worker's own processes and no system-wide file"
+
+    def apply(self) -> None:
+        """Do it."""
+        os.mkdir(f"{NEW_ROOT}/proc", 0o555)
+        flags = _NO_EXECUTABLES_FROM_OUTSIDE | syscalls.MS_NOEXEC
+        syscalls.mount("proc", f"{NEW_ROOT}/proc", "proc", flags, "subset=pid")
+
+
+@dataclass(frozen=True, slots=True)
+class EnterRoot:
+    """Make the new root the only root there is."""
+
+    def describe(self) -> str:
+        """Say it."""
+        return "pivot into the new root, detach the old one, make the root itself read-only"
+
+    def apply(self) -> None:
+        """Do it."""
+        os.chdir(NEW_ROOT)
+        syscalls.pivot_root(".", ".")
+        syscalls.umount2(".", syscalls.MNT_DETACH)
+        os.chdir("/")
+        syscalls.mount_setattr("/", syscalls.MOUNT_ATTR_RDONLY, recursive=False)
+        os.chdir("/workspace")

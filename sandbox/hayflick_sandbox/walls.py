@@ -1,0 +1,57 @@
+"""What the kernel refuses a worker whatever it sees: the steps of Landlock and seccomp, the last ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hayflick_sandbox import landlock, syscalls
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyLandlock:
+    """Say again, to another part of the kernel, what may be read and written."""
+
+    tcp: bool
+
+    def rules(self) -> dict[str, int]:
+        """Return the paths and the rights below them."""
+        writable = dict.fromkeys(("/workspace", "/tmp", "/dev/shm"), landlock.READ_WRITE)
+        return {
+            "/": landlock.READ,
+            "/dev": landlock.DEVICE,
+            "/proc": landlock.READ | landlock.WRITE_FILE,
+            **writable,
+        }
+
+    def describe(self) -> str:
+        """Say it."""
+        files, net, scopes = landlock.handled(landlock.abi())
+        return (
+            f"apply Landlock (ABI {landlock.abi()}, rights {files:#x}, TCP {0 if self.tcp else net:#x}, "
+            f"scopes {scopes:#x}): write only to /workspace, /tmp and /dev/shm, no signal "
+            "and no abstract socket across the sandbox's border"
+        )
+
+    def apply(self) -> None:
+        """Do it."""
+        landlock.restrict(self.rules(), tcp=self.tcp)
+
+
+@dataclass(frozen=True, slots=True)
+class FilterSystemCalls:
+    """Last: from here on, only listed system calls."""
+
+    programs: tuple[bytes, bytes]
+
+    def describe(self) -> str:
+        """Say it."""
+        allow, refuse = (len(program) // 8 for program in self.programs)
+        return (
+            f"install the seccomp filters ({allow} + {refuse} BPF instructions): listed calls pass, "
+            "refused ones answer EPERM, unknown ones ENOSYS, foreign architectures die"
+        )
+
+    def apply(self) -> None:
+        """Do it."""
+        for program in self.programs:
+            syscalls.seccomp_set_mode_filter(program)
