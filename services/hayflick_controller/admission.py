@@ -269,3 +269,8 @@ def _epoch(facts: Facts, manifest: Manifest) -> Denial | None:
         "a kill switch was engaged since the manifest was issued; ask for another",
         {"scope": f"contract/{facts.contract.contract_id}", "epoch": facts.epoch},
     )
+
+
+def over_quota(decision: Grant | Denial) -> bool:
+    """Return whether only a slot is wanting; one may be held by a manifest whose time is over."""
+    return isinstance(decision, Denial) and decision.reason == ErrorReason.ERROR_REASON_REPLICA_QUOTA_EXCEEDED

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from hayflick.v1.errors_pb2 import ErrorReason
-from hayflick_controller import lineage
+from hayflick_controller import events, lineage
 from hayflick_controller.admission import Facts
 from hayflick_controller.model import EVERYTHING, Contract, Latch, Scope, ScopeKind
 from hayflick_controller.store import Tx
@@ -74,3 +74,11 @@ def read_facts(
         parent=parent,
         last_birth_us=last_birth_us,
     )
+
+
+def return_expired(tx: Tx, contract: Contract, now_us: int) -> bool:
+    """Give back the slots of manifests whose time is over; return whether there were any."""
+    returned = tx.return_expired(now_us, contract.contract_id) if contract.reserved_count else {}
+    for contract_id, count in returned.items():
+        tx.record(events.reservations_returned(contract_id, count, now_us))
+    return bool(returned)

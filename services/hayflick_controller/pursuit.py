@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from hayflick.v1 import controller_pb2
 from hayflick_controller import ends, lineage, parse, render
-from hayflick_controller.model import EndReason, Exit, Latch, Scope, ScopeKind, Worker
+from hayflick_controller.model import EndReason, Exit, Latch, Scope, ScopeKind, Usage, Worker
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
@@ -152,10 +152,7 @@ class Pursuit:
     async def _record(self, node_id: str, result: Result, reason: EndReason) -> None:
         now_us = self._clock()
         dead = result.worker_ids
-        told = {
-            end.worker_id: (parse.exit_(end.exit, now_us), parse.usage("ends.usage", end.usage))
-            for end in result.ends
-        }
+        told = _told(result, now_us)
 
         def exit_of(worker: Worker) -> Exit:
             known = told.get(worker.worker_id)
@@ -178,6 +175,17 @@ class Pursuit:
         if dead:
             await self._store.transact(run)
             self.kick()  # their descendants on other nodes
+
+
+def _told(result: Result, now_us: int) -> dict[str, tuple[Exit, Usage]]:
+    """Return what a node tells of the ends it brought, less what it tells wrongly: dead is dead."""
+    told: dict[str, tuple[Exit, Usage]] = {}
+    for end in result.ends:
+        try:
+            told[end.worker_id] = parse.exit_(end.exit, now_us), parse.usage("ends.usage", end.usage)
+        except HayflickError as error:
+            log.warning("the end of worker %.64s is told wrongly: %s", end.worker_id, error.message)
+    return told
 
 
 def plan(workers: Sequence[Worker], latches: Sequence[Latch]) -> list[Kill]:

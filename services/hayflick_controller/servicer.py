@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from hayflick.v1 import controller_pb2 as pb
 from hayflick.v1 import controller_pb2_grpc
 from hayflick_controller import nodes, parse, render
-from hayflick_controller.births import Registration, Wish
 from hayflick_controller.deaths import Report
 from hayflick_controller.decisions import Request
+from hayflick_controller.registrations import Registration
+from hayflick_controller.wishes import Wish
 from hayflick_rpc import wire
 from hayflick_rpc.errors import HayflickError, invalid_field
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +192,10 @@ class Node:
                 if self.obedient:
                     await self.answer(message.order)
 
-    async def answer(self, order: pb.Order) -> None:
+    async def answer(self, order: pb.Order, ends: Sequence[pb.WorkerEnd] = ()) -> None:
         """Carry an order out and say what came of it."""
         result = self.carry_out(order)
+        result.ends.extend(ends)
         result.order_id = order.order_id
         await self._call.write(pb.ConnectNodeRequest(result=result))
 

@@ -87,6 +87,29 @@ async def test_a_contract_is_killed(bench: Any, request_id: Any) -> None:
     assert (await bench.worker(spared.worker_id)).state != ENDED
 
 
+@pytest.mark.parametrize("wrong", [False, True], ids=["told", "told wrongly"])
+async def test_a_kill_tells_how_it_ended_them(bench: Any, request_id: Any, wrong: bool) -> None:
+    """What a kill's result tells of an end is recorded, under the order's reason; nonsense is left out."""
+    contract = await bench.contract()
+    node = await bench.node()
+    worker = await bench.born(node, contract.contract_id)
+    node.obedient = False
+    killing = asyncio.create_task(engage(bench, request_id(), contract_id=contract.contract_id))
+    (order,) = await node.wait_order("kill")
+    end = pb.WorkerEnd(
+        worker_id=worker.worker_id,
+        exit=resources_pb2.Exit(reason=resources_pb2.END_REASON_KILLED, signal=9),
+        usage=resources_pb2.Usage(memory_peak_bytes=2**60 if wrong else 7, cpu_time=wire.duration(0.5)),
+    )
+    await node.answer(order, ends=[end])
+    assert (await killing).worker_ids == [worker.worker_id]
+    ended = await bench.worker(worker.worker_id)
+    assert ended.exit.reason == resources_pb2.END_REASON_KILL_SWITCH
+    assert (ended.exit.signal, ended.usage.memory_peak_bytes) == ((0, 0) if wrong else (9, 7))
+    (event,) = await bench.events(worker_id=worker.worker_id, events=["worker_shutdown"])
+    assert event.details["cpu_seconds"] == (0 if wrong else 0.5)
+
+
 async def test_a_subtree_is_killed(bench: Any, request_id: Any, denied: Any) -> None:
     """A kill switch over a worker ends it and its descendants, and forbids births there alone."""
     contract = await bench.contract()

@@ -10,9 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from hayflick_controller import ends
+from hayflick_controller import ends, registrations, wishes
 from hayflick_controller.admission import Denial
-from hayflick_controller.births import Births, Registration, Wish
 from hayflick_controller.killswitch import subject
 from hayflick_controller.model import (
     EVERYTHING,
@@ -30,7 +29,9 @@ from hayflick_controller.model import (
     Worker,
 )
 from hayflick_controller.nodes import digest
+from hayflick_controller.registrations import Registration
 from hayflick_controller.store.sql import sqlite_store
+from hayflick_controller.wishes import Wish
 
 MAX_REPLICAS, MAX_DEPTH, COOLDOWN_US, TTL_US = 3, 2, 50, 100
 
@@ -45,7 +46,6 @@ class Population(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.now_us = 1_000_000
         self.store = sqlite_store(None)
-        self.births = Births(None, None, lambda: self.now_us)  # type: ignore[arg-type] -- only its steps run
         self.manifests: list[Manifest] = []
         self.used: set[str] = set()
         self.children: dict[str, list[int]] = {}
@@ -71,7 +71,7 @@ class Population(RuleBasedStateMachine):
         living = self.living()
         parent_id = "" if root or not living else living[pick % len(living)].worker_id
         wish = Wish("contract", parent_id, None, "{}", Resources(100, 2**25), "")
-        outcome = self.transact(lambda tx: self.births._issue(tx, wish))
+        outcome = self.transact(lambda tx: wishes.decide(tx, wish, self.now_us))
         if isinstance(outcome, Manifest):
             self.manifests.append(outcome)
 
@@ -82,7 +82,7 @@ class Population(RuleBasedStateMachine):
             return
         manifest = self.manifests[pick % len(self.manifests)]
         registration = Registration(manifest, "node", "session", ())
-        outcome = self.transact(lambda tx: self.births._decide_register(tx, registration, None))
+        outcome = self.transact(lambda tx: registrations.decide(tx, registration, None, self.now_us))
         if isinstance(outcome, Denial):
             return
         assert manifest.manifest_id not in self.used, "a manifest was used twice"
