@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from hayflick_controller.links import Link
     from hayflick_controller.store import Commit, Store, Tx
 
+LOGGER_GRACE_SECONDS = 2.0
+"""How long a start waits for the logger before it serves without one."""
 EXPIRE_INTERVAL_SECONDS = 1.0
 FORGET_INTERVAL_SECONDS = 60.0
 
@@ -69,6 +71,12 @@ class Controller:
         """
         controller = cls(config, sqlite_store(config.database), clock)
         await controller._open()
+        # Started together with its logger, it would refuse its first callers for
+        # a moment; without one it serves all the same: reads, denials, kills.
+        assert controller._outbox is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOGGER_GRACE_SECONDS):
+                await controller._outbox.wait_up()
         return controller
 
     async def _open(self) -> None:
