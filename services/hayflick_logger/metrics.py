@@ -1,14 +1,16 @@
 """Metric samples, kept beside the record and not in it: bounded, the oldest give way.
 
 Unlike the record they may be lost: a power cut can take the last seconds, a
-damaged file is set aside, and a batch that is sent again after a lost answer
-counts twice.
+crash what was not written yet, a damaged file is set aside, and a batch that is
+sent again after a lost answer counts twice. New samples wait in memory, to be
+written together: a transaction costs more than the samples in it.
 """
 
 from __future__ import annotations
 
 import logging
 import sqlite3
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,8 @@ CREATE INDEX by_worker ON samples (worker_id);
 CREATE INDEX by_contract ON samples (contract_id);
 """
 
+# Reached only while they cannot be written; then no more are taken.
+MAX_WAITING_SAMPLES = 10_000
 _COLUMNS = "id, name, value, seconds, nanos, contract_id, worker_id"
 
 log = logging.getLogger(__name__)
@@ -45,7 +49,7 @@ class MetricFilter:
 
 
 class MetricStore:
-    """The last *max_samples* samples. Written by one thread; :meth:`find` may be called from any."""
+    """The last *max_samples* samples. May be called from any thread."""
 
     def __init__(self, path: Path, *, max_samples: int) -> None:
         self._path = path
@@ -59,17 +63,64 @@ class MetricStore:
             log.warning("the metrics are damaged; set aside as %s: %s", aside, error)
             path.replace(aside)
             self._database = database.connect(path, _SCHEMA, _VERSION)
+        self._waiting: list[logger_pb2.MetricSample] = []
+        self._lock = threading.Lock()  # held to write, or to change what waits
+
+    @property
+    def waiting(self) -> int:
+        """How many samples are not written yet."""
+        return len(self._waiting)
 
     def close(self) -> None:
-        """Close the database."""
+        """Write what waits, if that can be, and close the database."""
+        try:
+            self.flush()
+        except sqlite3.Error as error:
+            log.warning("%d metric samples are lost: %s", self.waiting, error)
         self._database.close()
 
     def add(self, samples: Sequence[logger_pb2.MetricSample]) -> None:
-        """Keep *samples*, all or none, and let the oldest go when there are too many.
+        """Keep *samples*, all or none; :meth:`flush` writes them.
 
         Raises:
-            sqlite3.Error: they cannot be written.
+            sqlite3.Error: too many wait, and cannot be written.
         """
+        if len(self._waiting) >= MAX_WAITING_SAMPLES:
+            self.flush()
+        with self._lock:
+            self._waiting += samples
+
+    def flush(self) -> None:
+        """Write what waits, all or none, and let the oldest go when there are too many.
+
+        Raises:
+            sqlite3.Error: they cannot be written, and wait on.
+        """
+        with self._lock:
+            if self._waiting:
+                self._write(self._waiting)
+                self._waiting = []
+
+    def find(
+        self, wanted: MetricFilter, after_id: int, limit: int
+    ) -> list[tuple[int, logger_pb2.MetricSample]]:
+        """Return the first *limit* samples behind *after_id* that *wanted* lets through, with their ids.
+
+        Raises:
+            sqlite3.Error: they cannot be read, or what waits cannot be written.
+        """
+        self.flush()
+        conditions, values = ["id > ?"], [after_id]
+        for column in ("contract_id", "worker_id", "name"):
+            if value := getattr(wanted, column):
+                conditions.append(f"{column} = ?")
+                values.append(value)
+        # Every value is bound; the text holds names from this module alone.
+        query = f"SELECT {_COLUMNS} FROM samples WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ?"  # noqa: S608
+        with database.reader(self._path) as read:
+            return [(row[0], _sample(row)) for row in read.execute(query, (*values, limit))]
+
+    def _write(self, samples: Sequence[logger_pb2.MetricSample]) -> None:
         rows = [
             (
                 *(sample.name, sample.value, sample.timestamp.seconds, sample.timestamp.nanos),
@@ -86,20 +137,6 @@ class MetricStore:
             written.execute(
                 "DELETE FROM samples WHERE id <= (SELECT max(id) FROM samples) - ?", (self._max_samples,)
             )
-
-    def find(
-        self, wanted: MetricFilter, after_id: int, limit: int
-    ) -> list[tuple[int, logger_pb2.MetricSample]]:
-        """Return the first *limit* samples behind *after_id* that *wanted* lets through, with their ids."""
-        conditions, values = ["id > ?"], [after_id]
-        for column in ("contract_id", "worker_id", "name"):
-            if value := getattr(wanted, column):
-                conditions.append(f"{column} = ?")
-                values.append(value)
-        # Every value is bound; the text holds names from this module alone.
-        query = f"SELECT {_COLUMNS} FROM samples WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ?"  # noqa: S608
-        with database.reader(self._path) as read:
-            return [(row[0], _sample(row)) for row in read.execute(query, (*values, limit))]
 
 
 def _sample(row: tuple[int, str, float, int, int, str, str]) -> logger_pb2.MetricSample:

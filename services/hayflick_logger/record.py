@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -74,9 +75,9 @@ class Record:
         self._opened.close()
 
     @property
-    def unindexed(self) -> int:
-        """How many entries the index holds in memory alone."""
-        return self._index.waiting
+    def waiting(self) -> int:
+        """How many entries of the index, and metric samples, are in memory alone."""
+        return self._index.waiting + self._metrics.waiting
 
     def plan(self) -> Plan:
         """Return an empty plan over what is recorded now.
@@ -86,10 +87,9 @@ class Record:
                 bears witness to the record, and what it holds in memory is bounded.
         """
         if self._index_failed:
-            self.flush_index()
-        now = Timestamp()
-        now.GetCurrentTime()
-        plan = Plan(self._index.last_sequence, self._event_of, now)
+            self._flush_index()
+        seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
+        plan = Plan(self._index.last_sequence, self._event_of, Timestamp(seconds=seconds, nanos=nanos))
         for name, details in self._notes:
             plan.note(name, details)
         return plan
@@ -104,18 +104,19 @@ class Record:
         self._notes.clear()
         self._index.add(placed, self.journal.head)
 
-    def flush_index(self) -> None:
-        """Write what the index holds in memory; nothing is appended from a failure until a success.
+    def flush(self) -> None:
+        """Write what is in memory alone. An index that fails stops all appending until it is written.
 
         Raises:
-            HayflickError: AUDIT_UNAVAILABLE: it cannot be written.
+            HayflickError: AUDIT_UNAVAILABLE: some of it cannot be written.
         """
         try:
-            self._index.flush()
-        except sqlite3.Error as error:
-            self._index_failed = True
-            raise _unavailable(f"the index cannot be written: {error}") from error
-        self._index_failed = False
+            self._flush_index()
+        finally:
+            try:
+                self._metrics.flush()
+            except sqlite3.Error as error:
+                raise _unavailable(f"metrics cannot be written: {error}") from error
 
     def add_metrics(self, samples: Sequence[logger_pb2.MetricSample]) -> None:
         """Keep *samples*.
@@ -166,7 +167,7 @@ class Record:
         """Return the first *limit* samples behind *after_id* that *wanted* lets through, with their ids.
 
         Raises:
-            HayflickError: AUDIT_UNAVAILABLE: they cannot be read.
+            HayflickError: AUDIT_UNAVAILABLE: they cannot be read, or the newest not written.
         """
         try:
             return self._metrics.find(wanted, after_id, limit)
@@ -176,6 +177,14 @@ class Record:
     def verify(self) -> Verdict:
         """Recompute the whole chain."""
         return self.journal.verify()
+
+    def _flush_index(self) -> None:
+        try:
+            self._index.flush()
+        except sqlite3.Error as error:
+            self._index_failed = True
+            raise _unavailable(f"the index cannot be written: {error}") from error
+        self._index_failed = False
 
     def _event_of(self, source: str, sequence: int) -> bytes | None:
         place = self._index.place_of(source, sequence)

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 MAX_WAITING_BATCHES = 1_024
 MAX_COMMIT_EVENTS = 10_000
 MAX_COMMIT_BYTES = 16 * 1024 * 1024
-# How far the index on disk may stay behind the journal. Longer would save
-# little: ten transactions a second already cost next to nothing.
-MAX_UNINDEXED_ENTRIES = 1_000
-MAX_UNINDEXED_SECONDS = 0.1
+# How far index and metrics on disk may stay behind. Longer would save little:
+# ten transactions a second already cost next to nothing.
+MAX_UNWRITTEN = 1_000
+MAX_UNWRITTEN_SECONDS = 0.1
 RETRY_SECONDS = 1.0
 
 Outcome: TypeAlias = "int | Exception"
@@ -120,10 +120,10 @@ class Recorder:
     def _collect(self, everyone: list[_Waiting]) -> bool:
         """Fill *everyone* with all that waits, up to the limits of a commit; return whether to go on.
 
-        Waits for the first, but no longer than the index may wait.
+        Waits for the first, but no longer than what is unwritten may wait.
         """
         events, size_bytes = 0, 0
-        timeout_seconds = max(0.0, self._flush_at - time.monotonic()) if self._record.unindexed else None
+        timeout_seconds = max(0.0, self._flush_at - time.monotonic()) if self._record.waiting else None
         while events < MAX_COMMIT_EVENTS and size_bytes < MAX_COMMIT_BYTES:
             try:
                 waiting = self._queue.get(timeout=timeout_seconds)
@@ -140,8 +140,8 @@ class Recorder:
     def _outcomes(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """Commit *batches*; return for each its source's highest durable sequence, or why not."""
         try:
-            if not self._record.unindexed:
-                self._flush_at = time.monotonic() + MAX_UNINDEXED_SECONDS
+            if not self._record.waiting:
+                self._flush_at = time.monotonic() + MAX_UNWRITTEN_SECONDS
             plan = self._record.plan()
             refusals = [_refusal(plan, batch) for batch in batches]
             self._record.commit(plan)
@@ -181,11 +181,11 @@ class Recorder:
                 waiting.done.set_result(outcome)
 
     def _flush_when_due(self) -> None:
-        unindexed = self._record.unindexed
-        if not unindexed or (unindexed < MAX_UNINDEXED_ENTRIES and time.monotonic() < self._flush_at):
+        unwritten = self._record.waiting
+        if not unwritten or (unwritten < MAX_UNWRITTEN and time.monotonic() < self._flush_at):
             return
         try:
-            self._record.flush_index()
+            self._record.flush()
         except HayflickError as error:
             log.error("%s", error.message)  # noqa: TRY400 -- the text says it all
             self._flush_at = time.monotonic() + RETRY_SECONDS

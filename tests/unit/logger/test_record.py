@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hayflick.v1 import logger_pb2
-from hayflick_logger.metrics import MetricFilter
+from hayflick_logger.metrics import MAX_WAITING_SAMPLES, MetricFilter
 from hayflick_logger.record import MAX_PAGE_BYTES, Record
 from hayflick_logger.rows import Filter
 from hayflick_logger.segments import first_indexes, path_of
@@ -95,9 +95,9 @@ def test_what_the_index_did_not_write_is_known(open_record: Open, add: Add, dire
     """Entries that are only in the index's memory are told apart from new ones, before a crash and after."""
     record = open_record()
     add(record, 1, 3)
-    record.flush_index()
+    record.flush()
     add(record, 2, 4)
-    assert record.unindexed == 2
+    assert record.waiting == 2
     for again in (1, 2, 3, 4):
         before = record.journal.head
         add(record, again)
@@ -109,7 +109,7 @@ def test_what_the_index_did_not_write_is_known(open_record: Open, add: Add, dire
     for path, content in zip(index, crashed, strict=True):
         path.write_bytes(content)
     record = open_record()
-    assert (record.unindexed, numbers(record)) == (0, [1, 3, 2, 4])
+    assert (record.waiting, numbers(record)) == (0, [1, 3, 2, 4])
     assert record.plan().last("test") == 4
 
 
@@ -120,16 +120,16 @@ def test_nothing_is_appended_while_the_index_cannot_be_written(open_record: Open
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
-        for attempt in (record.flush_index, record.plan):
+        for attempt in (record.flush, record.plan):
             with pytest.raises(HayflickError) as caught:
                 attempt()
             assert caught.value.reason_name == "AUDIT_UNAVAILABLE"
-        assert (record.unindexed, numbers(record)) == (1, [1])
+        assert (record.waiting, numbers(record)) == (1, [1])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     add(record, 2)
-    record.flush_index()
-    assert (record.unindexed, numbers(record)) == (0, [1, 2])
+    record.flush()
+    assert (record.waiting, numbers(record)) == (0, [1, 2])
 
 
 def test_a_record_whose_end_was_cut_off_is_refused(open_record: Open, add: Add, directory: Path) -> None:
@@ -237,7 +237,7 @@ def test_pages_hold_what_the_filter_lets_through(
     record = open_record()
     start = record.journal.head.next_index
     for part in (sent[:written], sent[written:]):
-        record.flush_index()
+        record.flush()
         plan = record.plan()
         base = plan.last("pages")
         plan.take("pages", [(base + n, events.to_json(event)) for n, event in enumerate(part, 1)])
@@ -292,6 +292,27 @@ def test_metrics_are_found_by_worker_and_name(open_record: Open) -> None:
         3,
     ]
     assert record.metrics(MetricFilter(worker_id="a", name="other"), 0, 10) == []
+
+
+def test_metrics_that_cannot_be_written_wait(open_record: Open, add: Add) -> None:
+    """Samples that cannot be written are not shown as if they were all, and hold up no event."""
+    record = open_record()
+    record.add_metrics([sample(1)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        for attempt in (record.flush, lambda: record.metrics(MetricFilter(), 0, 10)):
+            with pytest.raises(HayflickError) as caught:
+                attempt()
+            assert caught.value.reason_name == "AUDIT_UNAVAILABLE"
+        record.add_metrics([sample(2)] * MAX_WAITING_SAMPLES)
+        with pytest.raises(HayflickError):
+            record.add_metrics([sample(3)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    add(record, 1)
+    assert record.metrics(MetricFilter(), 0, 10_000) != []
+    assert record.waiting == 1  # the entry
 
 
 def test_damaged_metrics_are_set_aside(open_record: Open, directory: Path) -> None:
