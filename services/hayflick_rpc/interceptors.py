@@ -61,34 +61,45 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Turns exceptions into statuses: ours with their reason, others without a word of theirs."""
 
+    def __init__(self) -> None:
+        # A method's handler and who may call it never change, so each is wrapped once.
+        self._wrapped: dict[str, Handler] = {}
+
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: Details
     ) -> Handler | None:
         """Wrap the handler so that no exception leaves it bare."""
+        method = handler_call_details.method
+        if (wrapped := self._wrapped.get(method)) is not None:
+            return wrapped
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
-        behaviour = _behaviour(handler)
-        method = handler_call_details.method
+        self._wrapped[method] = _wrap(handler, method)
+        return self._wrapped[method]
 
-        if handler.response_streaming:
 
-            async def stream(request: object, context: Context) -> AsyncIterator[Any]:
-                try:
-                    async for response in behaviour(request, context):
-                        yield response
-                except Exception as error:  # noqa: BLE001 -- the one place where all of them end
-                    await _abort(context, error, method)
+def _wrap(handler: Handler, method: str) -> Handler:
+    behaviour = _behaviour(handler)
 
-            return _rebuild(handler, stream)
+    if handler.response_streaming:
 
-        async def unary(request: object, context: Context) -> Any:  # noqa: ANN401 -- any message
+        async def stream(request: object, context: Context) -> AsyncIterator[Any]:
             try:
-                return await behaviour(request, context)
+                async for response in behaviour(request, context):
+                    yield response
             except Exception as error:  # noqa: BLE001 -- the one place where all of them end
                 await _abort(context, error, method)
 
-        return _rebuild(handler, unary)
+        return _rebuild(handler, stream)
+
+    async def unary(request: object, context: Context) -> Any:  # noqa: ANN401 -- any message
+        try:
+            return await behaviour(request, context)
+        except Exception as error:  # noqa: BLE001 -- the one place where all of them end
+            await _abort(context, error, method)
+
+    return _rebuild(handler, unary)
 
 
 async def _abort(context: Context, error: Exception, method: str) -> NoReturn:
