@@ -270,7 +270,8 @@ def _settings(limits: Limits, versions: dict[str, int]) -> Iterator[tuple[str, s
         yield "memory.max", memory
         yield "memory.swap.max", "0"
     if versions.get("cpu") == 1:
-        yield "cpu.cfs_period_us", str(CPU_PERIOD_MICROSECONDS)
+        # The period is the kernel's default; writing it would have the kernel walk
+        # the whole tree once more.
         yield "cpu.cfs_quota_us", str(cpu)
     elif versions.get("cpu") == 2:
         yield "cpu.max", f"{cpu} {CPU_PERIOD_MICROSECONDS}"

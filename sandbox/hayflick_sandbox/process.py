@@ -94,23 +94,6 @@ class HideCgroups:
 
 
 @dataclass(frozen=True, slots=True)
-class ForbidUserNamespaces:
-    """Let the kernel itself refuse nested user namespaces."""
-
-    def describe(self) -> str:
-        """Say it."""
-        return "set user.max_user_namespaces to 0 in the worker's user namespace"
-
-    def apply(self) -> None:
-        """Do it."""
-        descriptor = os.open(f"{HOST_PROC}/sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, b"0")
-        finally:
-            os.close(descriptor)
-
-
-@dataclass(frozen=True, slots=True)
 class KeepDescriptors:
     """Keep the init channel as descriptor 3 and /dev/null as 0, 1, 2; close the rest."""
 

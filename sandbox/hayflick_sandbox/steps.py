@@ -13,13 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hayflick_sandbox.mounts import EnterRoot, FreshProc, FreshRoot, Link, PrivateDirectory, ShowReadOnly
+from hayflick_sandbox.mounts import (
+    EnterRoot,
+    ForbidUserNamespaces,
+    FreshProc,
+    FreshRoot,
+    Link,
+    PrivateDirectory,
+    ShowReadOnly,
+)
 from hayflick_sandbox.policy import Policy
 from hayflick_sandbox.process import (
     DieWithParent,
     DropCapabilities,
     EqualFooting,
-    ForbidUserNamespaces,
     HideCgroups,
     JoinCgroups,
     KeepDescriptors,
@@ -78,7 +85,6 @@ def plan(
         EqualFooting(),
         TakeIdentity(sync_fd, host_uid),
         HideCgroups(),
-        ForbidUserNamespaces(),
         KeepDescriptors(channel_fd),
         FreshRoot(),
         # Before the binds, for this Python may itself live below one of them.
@@ -87,6 +93,7 @@ def plan(
         *(Link(path, target) for path, target in host.template.links),
         *(ShowReadOnly(path) for path in (*host.template.binds, "/etc", "/dev")),
         PrivateDirectory("/dev/shm", limits.tmp_bytes, "1777"),
+        ForbidUserNamespaces(),
         FreshProc(),
         EnterRoot(),
         NameHost(policy.hostname),
