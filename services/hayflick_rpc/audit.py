@@ -24,8 +24,6 @@ records what it did instead.
 
 One batch is in flight at a time and the next collects meanwhile, so the logger
 pays for one disk sync per round trip however many events wait (group commit).
-While many come side by side, batches also keep a distance of a few milliseconds;
-see pace.py.
 """
 
 from __future__ import annotations
@@ -45,7 +43,6 @@ from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_rpc import events
 from hayflick_rpc.channel import connect
 from hayflick_rpc.errors import HayflickError
-from hayflick_rpc.pace import Pace
 from hayflick_rpc.status import from_rpc_error
 
 if TYPE_CHECKING:
@@ -116,7 +113,6 @@ class AuditClient:
         self._one_by_one = False
         self._progressed = True
         self._closing = False
-        self._pace = Pace()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -203,7 +199,6 @@ class AuditClient:
         message = logger_pb2.SequencedEvent(sequence=sequence, event=event)
         self._pending[sequence] = _Pending(sequence, message, message.ByteSize(), done)
         self._last_sequence = sequence
-        self._pace.submitted(loop.time())
         self._settle()
         return done
 
@@ -329,11 +324,7 @@ class AuditClient:
             # An empty batch: its answer says that the logger is there.
             await self._exchange(call, logger_pb2.AppendRequest(source=self._source))
             self._set_connected(connected=True)
-            loop = asyncio.get_running_loop()
             while not call.done():
-                if wait_seconds := self._fill_seconds(loop.time()):
-                    await asyncio.sleep(wait_seconds)
-                    continue
                 batch, request = self._collect()
                 if not batch and not request.metrics:
                     self._progressed = True
@@ -343,14 +334,11 @@ class AuditClient:
                         break
                     await self._wake.wait()
                     continue
-                self._pace.sent(loop.time())
                 try:
                     await self._exchange(call, request)
                 except BaseException as error:
                     self._return_metrics(request.metrics, error)
                     raise
-                finally:
-                    self._pace.answered()
                 self._acknowledge(batch)
             await self._exchange(call, None)
         except grpc.RpcError as error:
@@ -371,11 +359,6 @@ class AuditClient:
             answer = await call.read()
         if not isinstance(answer, logger_pb2.AppendResponse):
             raise asyncio.InvalidStateError("the logger ended the stream")
-
-    def _fill_seconds(self, now: float) -> float:
-        """Return how long to wait for company before the next batch is collected."""
-        few = 0 < len(self._pending) < MAX_BATCH_EVENTS
-        return self._pace.wait_seconds(now) if few and not self._closing else 0.0
 
     def _collect(self) -> tuple[list[_Pending], logger_pb2.AppendRequest]:
         """Return the next batch; its events stay queued until they are acknowledged."""
