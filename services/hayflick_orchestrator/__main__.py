@@ -40,17 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     config = load(Config, argv, prog="hayflick_orchestrator", env_prefix="HAYFLICK_ORCHESTRATOR_")
     _raise_descriptor_limit()
-    try:
-        tree, lock = claim(config.node_id)
-        layers = probe(tree)
-        missing, degraded = judge(layers, config.allow_degraded)
-        uids = UidRange.claim() if os.geteuid() == 0 else UidRange.own()
-        # Started without what is missing, so that GetNode can tell what that
-        # is; the host launches nothing for as long as anything is.
-        zygote = Zygote.start(tree=tree, degraded=[layer.name for layer in layers if not layer.enforced])
-    except (OSError, ValueError, ZygoteDied, IdentitiesExhausted) as error:
-        print(f"hayflick_orchestrator: cannot start: {error}", file=sys.stderr)
-        return 1
+    with contextlib.ExitStack() as undo:
+        try:
+            tree, lock = claim(config.node_id)
+            undo.callback(_give_back, tree, lock)
+            layers = probe(tree)
+            missing, degraded = judge(layers, config.allow_degraded)
+            uids = UidRange.claim() if os.geteuid() == 0 else UidRange.own()
+            undo.callback(uids.close)
+            # Started without what is missing, so that GetNode can tell what that
+            # is; the host launches nothing for as long as anything is.
+            zygote = Zygote.start(tree=tree, degraded=[layer.name for layer in layers if not layer.enforced])
+        except (OSError, ValueError, ZygoteDied, IdentitiesExhausted) as error:
+            print(f"hayflick_orchestrator: cannot start: {error}", file=sys.stderr)
+            return 1
+        undo.pop_all()  # from here on the zygote removes the groups, however this process ends
 
     from hayflick_orchestrator.app import Orchestrator  # imports gRPC: only now
     from hayflick_rpc.server import set_up_logging
@@ -107,6 +111,16 @@ def claim(node_id: str) -> tuple[Tree, int | None]:
             else:
                 break
     return tree, lock
+
+
+def _give_back(tree: Tree, lock: int | None) -> None:
+    """Remove the groups of a node that did not start, then let go of its name."""
+    # A group that is still busy stays for the next orchestrator of this name;
+    # the reason for the failed start must be heard all the same.
+    with contextlib.suppress(OSError):
+        tree.close()
+    if lock is not None:
+        os.close(lock)
 
 
 def _lock(root: Path) -> int:

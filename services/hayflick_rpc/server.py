@@ -13,13 +13,19 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import grpc
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hayflick_rpc.channel import OPTIONS
 from hayflick_rpc.interceptors import chain
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import FileDescriptor
+    from google.protobuf.descriptor_pool import DescriptorPool
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path less its NUL; unix(7)
 
@@ -27,6 +33,29 @@ Register = Callable[[grpc.aio.Server], Sequence[str]]
 Step = Callable[[], Awaitable[None]]
 
 log = logging.getLogger(__name__)
+
+
+class _Pool:
+    """The default descriptor pool, for reflection, with methods found by their names too.
+
+    ``FindFileContainingSymbol`` of protobuf's pool knows no methods, though
+    reflection.proto names ``<package>.<service>[.<method>]`` as symbols to ask for.
+    """
+
+    def __init__(self) -> None:
+        self._pool = descriptor_pool.Default()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:  # noqa: N802 -- the pool's name for it
+        """Return the file that defines *symbol*; raise ``KeyError`` when none does."""
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            service, _, method = symbol.rpartition(".")
+            found = self._pool.FindServiceByName(service)
+            return found.methods_by_name[method].containing_service.file
 
 
 def set_up_logging(name: str) -> None:
@@ -74,7 +103,7 @@ async def serve(
             names = [*register(server), health.SERVICE_NAME, reflection.SERVICE_NAME]
             status = health.aio.HealthServicer()
             health_pb2_grpc.add_HealthServicer_to_server(status, server)
-            reflection.enable_server_reflection(names, server)
+            reflection.enable_server_reflection(names, server, pool=cast("DescriptorPool", _Pool()))
             server.add_insecure_port(f"unix:{path}")
             await server.start()
             path.chmod(0o600)
