@@ -209,7 +209,8 @@ class LimitNotEnforceable(HayflickError):
 
     ``details`` has the ``layer`` of the sandbox that is missing and the
     ``remedy``. An operator who accepts the loss names the layer in
-    ``HAYFLICK_ALLOW_DEGRADED``.
+    ``HAYFLICK_ALLOW_DEGRADED``, which embedded services read; an orchestrator
+    started by hand takes ``--allow-degraded``.
     """
 
     default_reason = "LIMIT_NOT_ENFORCEABLE"
