@@ -206,17 +206,33 @@ class Decisions:
             # is at stake: a denial stands without a logger.
             await self.wait_recorded(outcome.position)
             raise outcome.denial.error()
-        if not self._outbox.up:
-            error: HayflickError | None = unavailable("the logger does not answer")
-        else:
-            error = await self._await_record(outcome.position)
+        error = await self._await_record(outcome.position)
         if error is not None:
             if undo is not None and isinstance(outcome, _Taken):
                 await self._undo(request, outcome.value, undo)
             raise error if undo is not None else not_recorded("the logger does not answer")
-        return form.give(outcome.value) if isinstance(outcome, _Taken) else outcome.answer
+        if isinstance(outcome, _Taken):
+            return form.give(outcome.value)
+        if undo is not None and not await self._stands(request, outcome.position):
+            raise unavailable("the first attempt was undone: it could not be recorded in time")
+        return outcome.answer
+
+    async def _stands(self, request: Request, position: int) -> bool:
+        """Return whether the answer that waited for *position* is still kept.
+
+        A repeated request may outwait the first, whose timeout undoes what both asked
+        for. Its event becomes durable all the same, followed by that of the undoing.
+        """
+
+        def run(tx: Tx) -> bool:
+            known = tx.answer(request.request_id)
+            return known is not None and known.position == position  # another is a later attempt's
+
+        return await self._store.transact(run)
 
     async def _await_record(self, position: int) -> HayflickError | None:
+        if not self._outbox.up:
+            return unavailable("the logger does not answer")
         try:
             await self._outbox.durable(position, self._timeout_seconds)
         except HayflickError as error:

@@ -90,7 +90,8 @@ class KillSwitch:
             if known is not None:
                 latch = tx.latches([scope]).get(scope, Latch(scope))
                 answer = None if known.body is None else Response.FromString(known.body)
-                return _Engaged(latch, targets, answer)
+                # Released since, it ends nobody more; whom it had stopped is pursued anyway.
+                return _Engaged(latch, targets if latch.engaged else (), answer)
             latch = self._turn(tx.latches([scope]).get(scope, Latch(scope)), reason, engaged=True)
             tx.put_latch(latch)
             tx.return_reserved(scope, path)
@@ -129,7 +130,7 @@ class KillSwitch:
     async def _carry_out(self, engaged: _Engaged, timeout_us: int, start_us: int) -> Response:
         latch = engaged.latch
         departures = self._roster.watch_departures(worker.worker_id for worker in engaged.targets)
-        links = [link for link in self._pursuit.links.values() if not link.closed]
+        links = [link for link in self._pursuit.links.values() if latch.engaged and not link.closed]
         orders = {link.node_id: self._order(link, latch, engaged.targets) for link in links}
         try:
             async with asyncio.timeout(seconds(timeout_us)):

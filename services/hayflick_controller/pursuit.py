@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from hayflick.v1 import controller_pb2
 from hayflick_controller import ends, lineage, parse, render
-from hayflick_controller.model import EndReason, Exit, Latch, Scope, ScopeKind, Usage, Worker
+from hayflick_controller.model import EndReason, Exit, Latch, Scope, ScopeKind, State, Usage, Worker
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Pursuit:
         try:
             async with asyncio.timeout(ORDER_TIMEOUT_SECONDS):
                 result = await future
-            await self._record(link.node_id, result, kill.reason)
+            await self._record(link.node_id, result, kill)
         except (TimeoutError, HayflickError) as error:
             log.warning("node %s did not confirm a kill: %s", link.node_id, str(error) or "no answer in time")
             return None
@@ -149,31 +149,49 @@ class Pursuit:
             )
         return result
 
-    async def _record(self, node_id: str, result: Result, reason: EndReason) -> None:
+    async def _record(self, node_id: str, result: Result, kill: Kill) -> None:
         now_us = self._clock()
         dead = result.worker_ids
+        ordered = set(kill.worker_ids)
         told = _told(result, now_us)
 
         def exit_of(worker: Worker) -> Exit:
             known = told.get(worker.worker_id)
-            return ends.exit_of(worker, now_us, reason) if known is None else ends.reported(worker, known[0])
+            return (
+                ends.exit_of(worker, now_us, kill.reason)
+                if known is None
+                else ends.reported(worker, known[0])
+            )
 
         def freshen(worker: Worker) -> Worker:
             known = told.get(worker.worker_id)
             fresh = self._roster.freshen(worker)
             return fresh if known is None else replace(fresh, usage=known[1])
 
-        def run(tx: Tx) -> None:
+        def due(worker: Worker) -> bool:
+            return (
+                worker.worker_id in ordered
+                or worker.state is State.STOPPING
+                or not worker.live
+                or _covers(kill.scope, worker)
+            )
+
+        def run(tx: Tx) -> list[str]:
             found = [tx.worker(worker_id) for worker_id in dead]
-            ended = [
-                (worker, exit_of(worker))
-                for worker in found
-                if worker is not None and worker.node_id == node_id
-            ]
+            here = [worker for worker in found if worker is not None and worker.node_id == node_id]
+            ended = [(worker, exit_of(worker)) for worker in here if due(worker)]
             ends.end(tx, ended, now_us, freshen)
+            return [worker.worker_id for worker in here if not due(worker)]
 
         if dead:
-            await self._store.transact(run)
+            strangers = await self._store.transact(run)
+            if strangers:  # a node that is wrong about an order must not end whom nobody wanted ended
+                log.warning(
+                    "node %s says that a kill ended %d workers it was not for, among them %s: ignored",
+                    node_id,
+                    len(strangers),
+                    strangers[0],
+                )
             self.kick()  # their descendants on other nodes
 
 

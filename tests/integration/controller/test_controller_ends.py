@@ -110,6 +110,46 @@ async def test_a_kill_tells_how_it_ended_them(bench: Any, request_id: Any, wrong
     assert event.details["cpu_seconds"] == (0 if wrong else 0.5)
 
 
+async def test_a_kill_ends_only_whom_it_is_for(bench: Any, request_id: Any) -> None:
+    """A worker that a kill's result names though it was not to be ended stays as it is in the record."""
+    contract, other = await bench.contract(), await bench.contract()
+    node = await bench.node()
+    worker = await bench.born(node, contract.contract_id)
+    spared = await bench.born(node, other.contract_id)
+    node.obedient = False
+    killing = asyncio.create_task(engage(bench, request_id(), contract_id=contract.contract_id))
+    (order,) = await node.wait_order("kill")
+    order.kill.worker_ids.append(spared.worker_id)
+    await node.answer(order)
+    assert (await killing).worker_ids == [worker.worker_id]
+    assert (await bench.worker(worker.worker_id)).state == ENDED
+    assert await bench.worker(spared.worker_id) == spared
+
+
+async def test_a_repeated_kill_spares_those_born_after_a_release(bench: Any, request_id: Any) -> None:
+    """A kill that is repeated after its release gives no order and ends nobody who was born since."""
+    contract = await bench.contract()
+    scope = {"contract_id": contract.contract_id}
+    node = await bench.node()
+    worker = await bench.born(node, contract.contract_id)
+    node.obedient = False
+    name = request_id()
+    killing = asyncio.create_task(engage(bench, name, **scope))
+    (order,) = await node.wait_order("kill")
+    release = pb.ReleaseKillSwitchRequest(request_id=request_id(), scope=pb.Scope(**scope), reason="go on")
+    await bench.stub.ReleaseKillSwitch(release)
+    later = await bench.born(node, contract.contract_id)
+    repeated = await engage(bench, name, **scope)
+    assert not repeated.kill_switch.engaged
+    assert repeated.active_before == 0
+    assert not repeated.nodes
+    assert (await bench.worker(later.worker_id)).state != resources_pb2.STATE_STOPPING
+    assert node.orders == [order]
+    await node.answer(order)
+    assert (await killing).worker_ids == [worker.worker_id]
+    assert (await bench.worker(later.worker_id)).state != ENDED
+
+
 async def test_a_subtree_is_killed(bench: Any, request_id: Any, denied: Any) -> None:
     """A kill switch over a worker ends it and its descendants, and forbids births there alone."""
     contract = await bench.contract()
