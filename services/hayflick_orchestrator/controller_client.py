@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import secrets
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import grpc
@@ -16,8 +17,6 @@ from hayflick_rpc.errors import HayflickError
 from hayflick_rpc.status import from_rpc_error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from hayflick.v1.resources_pb2 import Exit, Manifest, Usage, Worker
 
 # Stop conditions may run predicates, each with its own time limit.
@@ -32,6 +31,7 @@ MAX_BACKOFF_SECONDS = 2.0
 # The call may or may not have been carried out; repeating it by the same
 # request_id finds out.
 _UNCERTAIN = frozenset({ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE, ErrorReason.ERROR_REASON_SHUTTING_DOWN})
+_ASK_AGAIN = _UNCERTAIN | {ErrorReason.ERROR_REASON_NODE_SESSION_INVALID}
 # There is nothing left to give back: the controller ended the worker itself
 # meanwhile, or took an earlier attempt under an earlier session.
 _TAKEN = frozenset(
@@ -80,6 +80,20 @@ class Session:
         return self._secret
 
 
+@dataclass(slots=True)
+class Registration:
+    """One request to commit a birth, which may have to be made several times.
+
+    Attributes:
+        sent: Whether it ever left, so that it may have been committed.
+    """
+
+    manifest: Manifest
+    degraded_layers: tuple[str, ...]
+    request_id: str = field(default_factory=lambda: f"register-{secrets.token_hex(16)}")
+    sent: bool = False
+
+
 class ControllerClient:
     """Asks the controller for births and tells it of ends."""
 
@@ -103,35 +117,52 @@ class ControllerClient:
             raise from_rpc_error(error) from error
         return answer.manifest
 
-    async def register(self, manifest: Manifest, degraded_layers: Sequence[str]) -> Worker:
-        """Commit the birth that *manifest* allows.
+    async def register(self, registration: Registration) -> Worker:
+        """Commit the birth that the manifest of *registration* allows.
 
         Raises:
-            HayflickError: as the controller decided. When it is SERVICE_UNAVAILABLE,
-                the birth may have been committed all the same.
+            HayflickError: as the controller decided. When it is SERVICE_UNAVAILABLE
+                and the registration was sent, it may have been committed all the same.
         """
-        request_id = f"register-{secrets.token_hex(16)}"
         for attempt in range(1, REGISTER_ATTEMPTS + 1):
-            request = controller_pb2.RegisterWorkerRequest(
-                request_id=request_id,
-                manifest=manifest,
-                node_id=self._node_id,
-                session=await self._session.secret(),
-                degraded_layers=degraded_layers,
-            )
             try:
-                answer = await self._stub.RegisterWorker(request, timeout=REGISTER_TIMEOUT_SECONDS)
-            except grpc.RpcError as error:
-                refusal = from_rpc_error(error)
-                again = refusal.reason in _UNCERTAIN or (
-                    refusal.reason == ErrorReason.ERROR_REASON_NODE_SESSION_INVALID
-                )
-                if not again or attempt == REGISTER_ATTEMPTS:
-                    raise refusal from error
+                return await self._register(registration)
+            except HayflickError as refusal:
+                if refusal.reason not in _ASK_AGAIN or attempt == REGISTER_ATTEMPTS:
+                    raise
                 await asyncio.sleep(_backoff(attempt))
-            else:
-                return answer.worker
         raise AssertionError("the last attempt raises")
+
+    async def settle(self, registration: Registration) -> Worker | None:
+        """Ask until it is certain what became of *registration*; return the worker that it committed.
+
+        Until the controller has said so, nothing that the manifest says is
+        believed: it may name somebody else's worker.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await self._register(registration)
+            except HayflickError as refusal:
+                if refusal.reason not in _ASK_AGAIN:
+                    return None
+                await asyncio.sleep(_backoff(attempt))
+
+    async def _register(self, registration: Registration) -> Worker:
+        request = controller_pb2.RegisterWorkerRequest(
+            request_id=registration.request_id,
+            manifest=registration.manifest,
+            node_id=self._node_id,
+            session=await self._session.secret(),
+            degraded_layers=registration.degraded_layers,
+        )
+        registration.sent = True
+        try:
+            answer = await self._stub.RegisterWorker(request, timeout=REGISTER_TIMEOUT_SECONDS)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return answer.worker
 
     async def deregister(self, worker_id: str, exit_: Exit, usage: Usage | None) -> None:
         """Give back the slot of a worker that is seen dead; try until the controller took it."""

@@ -230,6 +230,8 @@ class ControllerLink:
         # On whichever stream is open now; without one, the controller asks again.
         if self._outgoing is not None:
             await self._outgoing.put(ConnectNodeRequest(result=result))
+        else:
+            self._supervisor.tell([end.worker_id for end in result.ends])
 
     async def _execute(self, order: Order, result: OrderResult) -> None:
         match order.WhichOneof("order"):
@@ -259,7 +261,7 @@ class ControllerLink:
             if left > 0:
                 await asyncio.sleep(left)
                 continue
-            if self._population.births or any(not worker.life.ending for worker in self._population):
+            if self._population.births or any(not worker.life.killing for worker in self._population):
                 self._session.lost()
                 if self._call is not None:
                     self._call.cancel()  # it only seems open

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import secrets
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -82,8 +83,10 @@ class Host:
             self._loop.remove_reader(self._zygote.socket)
             self._alive = False
             # Death signals end those that had set theirs; one forked just now had not.
-            self._tree.kill("")
+            with contextlib.suppress(OSError):
+                self._tree.kill("")
             for sandbox in self.sandboxes:
+                self._kill_one(sandbox)
                 # One that was never forked never will be; the others' pidfds tell.
                 if not sandbox.forked.done():
                     sandbox.stillborn("zygote", 0, "the zygote died")
@@ -92,7 +95,12 @@ class Host:
     def _take(self, said: Started | LaunchFailed | Exited) -> None:
         sandbox = self._sandboxes.get(said.launch_id)
         if sandbox is None:
-            return  # cleared already: a fork that failed half-way is reported twice
+            # Given up for dead already. What begins now must not run, watched by nobody.
+            if isinstance(said, Started):
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(said.pidfd, signal.SIGKILL)
+                os.close(said.pidfd)
+            return
         match said:
             case Started(_, pid, pidfd):
                 sandbox.born(pid, pidfd)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick.v1.resources_pb2 import EndReason, Exit, Manifest
 from hayflick.v1.resources_pb2 import Worker as WorkerMessage
+from hayflick_orchestrator.controller_client import Registration
 from hayflick_orchestrator.lifecycle import Ask
 from hayflick_orchestrator.requests import check_manifest, policy_of
 from hayflick_orchestrator.workers import Birth, Worker
@@ -111,20 +112,15 @@ class Launcher:
         return worker
 
     async def _bear(self, birth: Birth, manifest: Manifest, policy: Policy) -> Worker:
+        registration = Registration(manifest, self._degraded)
         try:
-            record = await self._controller.register(manifest, self._degraded)
+            record = await self._controller.register(registration)
         except HayflickError as refusal:
             if refusal.reason == ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE:
-                # It may have been committed; if so, the slot must come back.
-                self._supervisor.spawn(
-                    self._deregister(birth, "the controller's answer was lost"),
-                    f"give back {birth.worker_id}",
-                )
+                self._find_out(birth, registration, "the controller's answer was lost")
             raise
         except asyncio.CancelledError:
-            self._supervisor.spawn(
-                self._deregister(birth, "the node is shutting down"), f"give back {birth.worker_id}"
-            )
+            self._find_out(birth, registration, "the node is shutting down")
             raise
         birth.registered = True
         try:
@@ -132,6 +128,17 @@ class Launcher:
         except BaseException as error:
             await self._give_back(birth, error)
             raise
+
+    def _find_out(self, birth: Birth, registration: Registration, detail: str) -> None:
+        """See that a slot which may have been committed comes back, and no other."""
+
+        async def give_back() -> None:
+            record = await self._controller.settle(registration)
+            if record is not None:
+                await self._deregister(birth, detail)
+
+        if registration.sent:
+            self._supervisor.spawn(give_back(), f"give back {birth.worker_id}")
 
     async def _build(self, birth: Birth, record: WorkerMessage, policy: Policy) -> Worker:
         birth.check()

@@ -36,6 +36,7 @@ from hayflick_orchestrator.lifecycle import (
     step,
 )
 from hayflick_orchestrator.population import Population, tops
+from hayflick_orchestrator.predicates import CGROUP
 from hayflick_orchestrator.workers import (
     Birth,
     Worker,
@@ -225,10 +226,16 @@ class Supervisor:
         workers, births = self._population.in_scope(scope, named)
         for worker in workers:
             self._apply(worker, EndAsked(ask))
-            worker.told_by_result = worker.told_by_result or ordered
+            worker.told_by_result = ordered and not worker.verdict.done()
         for birth in births:
             birth.ask = birth.ask or ask
         paths = self._paths(scope, workers, births)
+        evaluations = []
+        if scope.WhichOneof("scope") != "worker_id":
+            # Predicates are a contract's code too. Whose, is not known here; one of
+            # another contract that dies with them denies its birth, and no more.
+            evaluations = [one for one in self._host.sandboxes if one.cgroup_path.startswith(f"{CGROUP}/")]
+            paths |= {CGROUP} if evaluations else set()
         deadline = started + timeout_seconds
         # Clearing up after the first would only delay seeing the last one dead.
         self._mass_kills += 1
@@ -236,6 +243,7 @@ class Supervisor:
         try:
             await asyncio.gather(*(self._host.kill(path) for path in paths))
             await _all([worker.verdict for worker in workers], deadline)
+            await _all([evaluation.dead for evaluation in evaluations], deadline)
         finally:
             self._mass_kills -= 1
             if not self._mass_kills:
@@ -250,7 +258,10 @@ class Supervisor:
         dead |= {birth.worker_id for birth in births if birth.settled.done() and birth.registered}
         pending = {worker.worker_id for worker in workers} - dead
         pending |= {birth.worker_id for birth in births if not birth.settled.done()}
-        told = tuple(worker for worker in workers if worker.told_by_result and worker.verdict.done())
+        for worker in workers:
+            # One that is still being cleared away is told of by itself, when it is.
+            worker.told_by_result = worker.told_by_result and worker.ended.done()
+        told = tuple(worker for worker in workers if worker.told_by_result)
         return Report(tuple(sorted(dead | (named - pending))), tuple(sorted(pending)), elapsed, told)
 
     def _paths(self, scope: Scope, workers: tuple[Worker, ...], births: tuple[Birth, ...]) -> set[str]:
@@ -264,6 +275,15 @@ class Supervisor:
             case _:
                 paths = {top.cgroup_path for top in tops(workers)}
                 return paths | {birth.cgroup_path for birth in births if birth.cgroup_path}
+
+    def tell(self, worker_ids: Iterable[str]) -> None:
+        """Deregister the dead whose end no result could tell the controller."""
+        for worker_id in worker_ids:
+            ended = self._population.remembered(worker_id)
+            if ended is not None:
+                self.spawn(
+                    self._controller.deregister(worker_id, ended.exit, ended.usage), f"tell of {worker_id}"
+                )
 
     async def lapse(self) -> Report:
         """Freeze and end everybody: the controller was silent for the whole lease."""
