@@ -182,10 +182,13 @@ class Host:
             self._uids.release(uid)
             return
         sandbox.doomed = True
-        self._kill_one(sandbox)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ZYGOTE_ANSWER_SECONDS):
-                await sandbox.dead
+        # Never called dead before it is seen dead: whoever waits for this birth
+        # to settle, a kill switch for one, is told that it is not.
+        while not sandbox.dead.done():
+            self._kill_one(sandbox)
+            await asyncio.wait({sandbox.dead}, timeout=ZYGOTE_ANSWER_SECONDS)
+            if not sandbox.dead.done():
+                log.warning("%r was killed and is not seen dead yet", sandbox)
         await self.clear(sandbox)
 
     async def undo(self, sandbox: Sandbox) -> None:
