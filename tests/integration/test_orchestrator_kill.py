@@ -15,10 +15,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from hayflick.v1 import controller_pb2
+from hayflick.v1 import controller_pb2, orchestrator_pb2
 from hayflick.v1.resources_pb2 import EndReason, State, Worker
 
-from .conftest import Stack, command, reason_of, refused, request_id, shell, until
+from .conftest import Stack, command, duration, reason_of, refused, request_id, running_stack, shell, until
 
 STUBBORN = {
     "ignores": "trap '' TERM INT HUP QUIT; echo x; while :; do sleep 1; done",
@@ -213,6 +213,28 @@ def test_a_controller_that_is_silent(own_stack: Stack) -> None:
     assert stack.end_reason(worker.worker_id) in ("LEASE_LOST", "NODE_LOST")
     until(lambda: stack.controller.ListNodes(controller_pb2.ListNodesRequest()).nodes)
     stack.stop(stack.launch())
+
+
+@pytest.mark.slow
+def test_grace_ends_with_the_lease() -> None:
+    """A worker that is stopping with grace does not outlive the lease of its node."""
+    with running_stack(controller={"lease-seconds": "3"}) as stack:
+        worker = stack.launch()
+        (uid,) = uids(stack, worker)
+        stream = stack.begin(worker, shell(STUBBORN["ignores"]))
+        stop = stack.orchestrator.StopWorker.future(
+            orchestrator_pb2.StopWorkerRequest(
+                request_id=request_id(), worker_id=worker.worker_id, grace=duration(60)
+            )
+        )
+        controller = stack.processes["controller"]
+        controller.send_signal(signal.SIGSTOP)
+        try:
+            until(lambda: processes_of(uid) == [], seconds=20)
+        finally:
+            controller.send_signal(signal.SIGCONT)
+        stream.cancel()
+        stop.cancel()
 
 
 def test_a_controller_that_restarts(own_stack: Stack) -> None:
