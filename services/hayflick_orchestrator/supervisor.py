@@ -231,7 +231,7 @@ class Supervisor:
             birth.ask = birth.ask or ask
         paths = self._paths(scope, workers, births)
         evaluations = []
-        if scope.WhichOneof("scope") != "worker_id":
+        if scope.WhichOneof("scope") in ("everything", "contract_id"):
             # Predicates are a contract's code too. Whose, is not known here; one of
             # another contract that dies with them denies its birth, and no more.
             evaluations = [one for one in self._host.sandboxes if one.cgroup_path.startswith(f"{CGROUP}/")]

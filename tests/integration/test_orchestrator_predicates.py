@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -10,9 +11,10 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from hayflick.v1.orchestrator_pb2 import LaunchWorkerRequest
 from hayflick.v1.resources_pb2 import PythonPredicate, StopCondition
 
-from .conftest import CGROUPS, PYTHON, Stack, duration
+from .conftest import CGROUPS, PYTHON, Stack, duration, request_id, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +85,30 @@ def test_consent(stack: Stack) -> None:
     with pytest.raises(grpc.RpcError):
         stack.launch(contract)
     stack.stop(worker)
+
+
+def test_a_kill_ends_predicates_too(stack: Stack) -> None:
+    """When the kill switch answers, no predicate of the contract still runs."""
+
+    def running() -> list[str]:
+        files = CGROUPS.glob(f"*/hayflick/{stack.node_id}/predicates/*/self/cgroup.procs")
+        found: list[str] = []
+        for file in files:
+            with contextlib.suppress(OSError):  # it went away meanwhile
+                found += file.read_text().split()
+        return found
+
+    with _by_value():
+        stop = condition(sleepy, timeout=25.0)
+    contract = stack.contract(stop_conditions=[stop])
+    launch = stack.orchestrator.LaunchWorker.future(
+        LaunchWorkerRequest(request_id=request_id(), manifest=stack.manifest(contract))
+    )
+    until(running)
+    stack.kill(contract_id=contract)
+    assert running() == []
+    with pytest.raises(grpc.RpcError):
+        launch.result()
 
 
 def _by_value() -> Any:
