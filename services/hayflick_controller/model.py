@@ -40,6 +40,9 @@ class EndReason(enum.StrEnum):
     SIGNALED = "signaled"
     LAUNCH_FAILED = "launch_failed"
     PROTOCOL_VIOLATION = "protocol_violation"
+    OUTPUT_EXCEEDED = "output_exceeded"
+    WALL_TIME_EXCEEDED = "wall_time_exceeded"
+    MEMORY_EXCEEDED = "memory_exceeded"
 
 
 class ManifestStatus(enum.StrEnum):

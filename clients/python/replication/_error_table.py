@@ -44,6 +44,14 @@ BY_REASON: Mapping[str, type[errors.HayflickError]] = {
     "CALLER_NOT_ALLOWED": errors.NotAllowed,
     "SHUTTING_DOWN": errors.ServiceUnavailable,
     "JOURNAL_CORRUPT": errors.JournalCorrupt,
+    "EXCEEDS_PARENT": errors.ReplicationDenied,
+    "FAMILY_BUDGET_EXCEEDED": errors.ReplicationDenied,
+    "ISOLATION_INSUFFICIENT": errors.ReplicationDenied,
+    "HELD_BY_KERNEL": errors.ReplicationDenied,
+    "FILE_UNKNOWN": errors.NotFound,
+    "FILE_REFUSED": errors.NotAllowed,
+    "NOT_NARROWER": errors.NotAllowed,
+    "EVIDENCE_UNKNOWN": errors.NotFound,
 }
 
 # By the status code, where gRPC itself made the status or a newer service

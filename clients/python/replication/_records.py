@@ -53,6 +53,12 @@ class EndReason(enum.StrEnum):
     """Its sandbox could not be built, or its birth could not be recorded."""
     PROTOCOL_VIOLATION = "protocol_violation"
     """It broke the protocol of its channel."""
+    OUTPUT_EXCEEDED = "output_exceeded"
+    """A task of its printed more than its output limit."""
+    WALL_TIME_EXCEEDED = "wall_time_exceeded"
+    """A task of its ran past its deadline."""
+    MEMORY_EXCEEDED = "memory_exceeded"
+    """A task of its ran into its address-space limit."""
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,9 @@ class ReplicationDenied(HayflickError):
     ``COOLDOWN_NOT_SATISFIED`` (with ``retry_after_seconds``), ``DEPTH_EXCEEDED``,
     ``ROOT_DEPTH_NOT_ZERO``, ``MANIFEST_SIGNATURE_INVALID``,
     ``MANIFEST_ALREADY_USED``, ``MANIFEST_EXPIRED``, ``STOP_CONDITION_TRIGGERED``
-    (``details["condition"]`` names it), ``WORKER_EXPIRED`` or
-    ``CONTROLLER_NOT_ALLOWED``.
+    (``details["condition"]`` names it), ``WORKER_EXPIRED``,
+    ``CONTROLLER_NOT_ALLOWED``, ``EXCEEDS_PARENT`` (``details["field"]`` names the
+    limit), ``FAMILY_BUDGET_EXCEEDED``, ``ISOLATION_INSUFFICIENT`` or ``HELD_BY_KERNEL``.
     """
 
 
