@@ -59,6 +59,9 @@ CODES: Mapping[R.ValueType, grpc.StatusCode] = {
     R.ERROR_REASON_FILE_REFUSED: grpc.StatusCode.FAILED_PRECONDITION,
     R.ERROR_REASON_NOT_NARROWER: grpc.StatusCode.FAILED_PRECONDITION,
     R.ERROR_REASON_EVIDENCE_UNKNOWN: grpc.StatusCode.NOT_FOUND,
+    R.ERROR_REASON_KEY_REVOKED: grpc.StatusCode.PERMISSION_DENIED,
+    R.ERROR_REASON_KEY_UNKNOWN: grpc.StatusCode.NOT_FOUND,
+    R.ERROR_REASON_BEYOND_THE_LOG: grpc.StatusCode.OUT_OF_RANGE,
 }
 
 # What a status without our ErrorInfo means: it was made by gRPC itself.

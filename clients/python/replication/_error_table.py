@@ -52,6 +52,9 @@ BY_REASON: Mapping[str, type[errors.HayflickError]] = {
     "FILE_REFUSED": errors.NotAllowed,
     "NOT_NARROWER": errors.NotAllowed,
     "EVIDENCE_UNKNOWN": errors.NotFound,
+    "KEY_REVOKED": errors.ReplicationDenied,
+    "KEY_UNKNOWN": errors.NotFound,
+    "BEYOND_THE_LOG": errors.NotFound,
 }
 
 # By the status code, where gRPC itself made the status or a newer service
