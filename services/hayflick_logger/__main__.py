@@ -38,7 +38,7 @@ async def run(config: Config) -> None:
         OSError: The directory or the socket is not to be had.
     """
     record = Record(config)
-    growth = Growth(record.journal.head.next_index)
+    growth = Growth(record.journal.next_index)
     recorder = Recorder(record, growth.reach)
 
     def register(server: grpc.aio.Server) -> list[str]:

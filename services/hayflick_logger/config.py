@@ -16,14 +16,18 @@ class Config:
     listen: str = field(metadata={"help": "where clients call: unix:///absolute/path"})
     data_dir: Path = field(metadata={"help": "the record's directory, for this user alone"})
     max_segment_bytes: int = field(
-        default=64 * 1024 * 1024, metadata={"help": "size at which a file of the journal is full"}
+        default=8 * 1024 * 1024, metadata={"help": "size at which a write-ahead file is full"}
+    )
+    origin: str = field(
+        default="",
+        metadata={"help": "the log's public name, such as example.com/audit, when it is made; else made up"},
     )
     max_metrics: int = field(
         default=1_000_000, metadata={"help": "metric samples kept; the oldest give way to new ones"}
     )
     check_all_on_start: bool = field(
         default=True,
-        metadata={"help": "verify the whole journal before serving, not just its last file"},
+        metadata={"help": "verify every entry before serving, not just the newest"},
     )
     drain_seconds: float = field(
         default=2.0, metadata={"help": "how long senders may go on with their last words at the end"}

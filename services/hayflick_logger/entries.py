@@ -1,34 +1,31 @@
-"""One entry of the journal: its line, its hash, and whether it follows from the one before.
+"""One entry of the log: the bytes that are a leaf of its tree. Pure.
 
-Pure. A line is the RFC 8785 JSON of ``{event, hash, index, sequence, source}``
-and a newline. The hash is SHA-256 over the hash of the entry before (32 bytes;
-zeros before the first) and the RFC 8785 JSON of the entry without its hash.
-docs/events.md works it out by hand.
+An entry is the RFC 8785 JSON of ``{event, index, sequence, source}``.
+docs/record.md works one out by hand.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+from typing import TYPE_CHECKING
 
 from hayflick.v1 import logger_pb2
 from hayflick_rpc import events
+from hayflick_tlog.merkle import leaf_hash
 
-HASH_BYTES = 32
-GENESIS = bytes(HASH_BYTES)
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 # RFC 8785 numbers are doubles; beyond this, neighbours would look alike.
 MAX_SEQUENCE = 2**53 - 1
 
-_HEX_CHARS = 2 * HASH_BYTES
-_HASH_KEY = b',"hash":"'
-
 
 class BadEntry(Exception):
-    """A line that is no entry, or does not follow from the one before it."""
+    """Bytes that are no entry."""
 
 
-def compose(index: int, source: str, sequence: int, event: bytes, previous: bytes) -> tuple[bytes, bytes]:
-    """Return the line, and the hash, of the entry at *index*.
+def compose(index: int, source: str, sequence: int, event: bytes) -> bytes:
+    """Return the entry at *index*.
 
     Args:
         index: Its place in the record.
@@ -36,55 +33,50 @@ def compose(index: int, source: str, sequence: int, event: bytes, previous: byte
             hence without a character that JSON escapes.
         sequence: Its number at its source.
         event: What :func:`hayflick_rpc.events.to_json` made of the event.
-        previous: The hash of the entry before, or GENESIS.
     """
-    head = b'{"event":' + event
     tail = b',"index":%d,"sequence":%d,"source":"%s"}' % (index, sequence, source.encode("ascii"))
-    digest = hashlib.sha256(previous + head + tail)
-    return head + _HASH_KEY + digest.hexdigest().encode() + b'"' + tail + b"\n", digest.digest()
+    return b'{"event":' + event + tail
 
 
-def check(line: bytes, index: int, previous: bytes) -> bytes:
-    """Return the hash of the entry in *line*, having recomputed it.
-
-    Parses nothing: the hash is over bytes, and only its own place in the line
-    must be found. Nothing after it can look like it, for an index, a sequence
-    and a source hold no quoted key.
+def document(entry: bytes, index: int) -> Mapping[str, object]:
+    """Return the JSON of the entry at *index*.
 
     Raises:
-        BadEntry: *line* is not the entry at *index* that follows *previous*.
-    """
-    head, key, rest = line.rpartition(_HASH_KEY)
-    stated, tail = rest[:_HEX_CHARS], rest[_HEX_CHARS + 1 : -1]
-    if not key or not line.endswith(b"}\n") or rest[_HEX_CHARS : _HEX_CHARS + 1] != b'"':
-        raise BadEntry(f"entry {index} is not an entry")
-    if not head.startswith(b'{"event":{') or not tail.startswith(b',"index":%d,"sequence":' % index):
-        raise BadEntry(f"entry {index} is out of place")
-    digest = hashlib.sha256(previous + head + tail)
-    if digest.hexdigest().encode() != stated:
-        raise BadEntry(f"entry {index} does not follow from the one before it")
-    return digest.digest()
-
-
-def event_bytes(line: bytes) -> bytes:
-    """Return the canonical JSON of the event in a *line* that was checked."""
-    return line.rpartition(_HASH_KEY)[0].removeprefix(b'{"event":')
-
-
-def parse(line: bytes) -> logger_pb2.RecordedEvent:
-    """Return the entry in *line* for the wire.
-
-    Raises:
-        BadEntry: *line* is not an entry.
+        BadEntry: it is not an entry, or states another place.
     """
     try:
-        fields = json.loads(line)
+        fields = json.loads(entry)
+        stated = fields["index"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadEntry(f"entry {index} is not an entry: {error}") from error
+    if stated != index or not isinstance(fields.get("event"), dict):
+        raise BadEntry(f"entry {index} is out of place")
+    return dict(fields)
+
+
+def event_bytes(entry: bytes) -> bytes:
+    """Return the canonical JSON of the event in an *entry* that :func:`compose` made.
+
+    Parses nothing: behind the event come an index, a sequence and a source,
+    and none of them can look like the key of the first.
+    """
+    return entry.rpartition(b',"index":')[0].removeprefix(b'{"event":')
+
+
+def parse(entry: bytes, index: int) -> logger_pb2.RecordedEvent:
+    """Return the entry at *index* for the wire.
+
+    Raises:
+        BadEntry: it is not one.
+    """
+    fields = document(entry, index)
+    try:
         return logger_pb2.RecordedEvent(
-            index=fields["index"],
-            source=fields["source"],
-            sequence=fields["sequence"],
+            index=index,
+            source=str(fields["source"]),
+            sequence=int(str(fields["sequence"])),
             event=events.from_document(fields["event"]),
-            hash=bytes.fromhex(fields["hash"]),
+            hash=leaf_hash(entry),
         )
     except (ValueError, TypeError, KeyError) as error:
-        raise BadEntry(f"not an entry: {error}") from error
+        raise BadEntry(f"entry {index} is not an entry: {error}") from error

@@ -1,9 +1,12 @@
-"""The record on disk: append-only files of chained entries, durable when acknowledged.
+"""The record: entries that are durable when acknowledged, and the signed tree over them.
 
-One thread appends (the recorder's); any may read. An append is one write and
-one ``fdatasync``, however many entries it holds. When either fails, the file is
-cut back to the last byte that was durable, the entries are refused, and the
-next append tries anew: a full disk stops decisions, not the logger.
+The newest entries lie in a write-ahead file; from there they move, 256 at a
+time and on a thread of their own, to the bundles and hash tiles of a C2SP
+tlog-tiles log. One thread appends (the recorder's); any may read. An append is
+one write and one ``fdatasync``, however many entries it holds. When either
+fails, the file is cut back to the last byte that was durable, the entries are
+refused, and the next append tries anew: a full disk stops decisions, not the
+logger.
 """
 
 from __future__ import annotations
@@ -12,22 +15,36 @@ import contextlib
 import errno
 import logging
 import os
-from dataclasses import dataclass
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from hayflick.v1.errors_pb2 import ErrorReason
-from hayflick_logger import entries, segments
+from hayflick_logger import entries, recovery, wal
 from hayflick_logger.directory import sync
-from hayflick_logger.segments import Broken, Head, Place
+from hayflick_logger.files import TileFiles
+from hayflick_logger.keys import load_signer
 from hayflick_rpc.errors import HayflickError
+from hayflick_tlog.checkpoint import Checkpoint
+from hayflick_tlog.edge import Edge
+from hayflick_tlog.merkle import leaf_hash, root, root_of
+from hayflick_tlog.tiles import HEIGHT, WIDTH, BadTile, Tile, join_bundle, parse_path
+from hayflick_tlog.verify import Finding, verify_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-GENESIS_HEAD = Head()
-# Details hold 64 KiB at most and the rest is small; see hayflick_rpc.events.
-MAX_LINE_BYTES = 128 * 1024
+    from hayflick_logger.recovery import Witness
+
+CHECKPOINT = "checkpoint"
+# How many entries wait for their tiles before some are made.
+TILE_ENTRIES = 8 * WIDTH
+# Entries are kept in memory until they are in tiles; when those cannot be
+# written, appending stops here.
+MAX_UNTILED_ENTRIES = 64 * WIDTH
+MAX_UNTILED_BYTES = 64 * 1024 * 1024
 
 log = logging.getLogger(__name__)
 
@@ -41,38 +58,18 @@ class Draft(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Witness:
-    """What the index remembers of the record: it was written after the entries were durable.
+class _Tail:
+    """What is durable and where; swapped as one, so that readers see one moment.
 
     Attributes:
-        first_hash: The hash of entry 0, by which a journal is told from another.
-        head: How far the record reached, at least.
+        edge: The tree over all entries.
+        tiled: How many of them are in whole tiles on disk.
+        entries: The others, with their hashes.
     """
 
-    first_hash: bytes
-    head: Head
-
-
-@dataclass(frozen=True)
-class _Extent:
-    """How far the files are durable; swapped as one, so that readers see one moment."""
-
-    head: Head
-    segment: int
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a check of the whole chain found.
-
-    Attributes:
-        head: How far the record is good.
-        broken: Why it is not good further on; ``None`` when all of it is.
-    """
-
-    head: Head
-    broken: Broken | None
+    edge: Edge
+    tiled: int
+    entries: tuple[bytes, ...]
 
 
 class Journal:
@@ -80,14 +77,16 @@ class Journal:
 
     Args:
         directory: Claimed by this process; see ``directory.py``.
-        max_segment_bytes: Size from which on a new segment is begun.
-        check_all: Verify every segment now, and not just the last.
-        witness: What must still be there.
+        origin: The log's name, when it is made anew; made up when empty.
+        max_segment_bytes: Size from which on a new write-ahead file is begun.
+        check_all: Verify every entry now, and not just the newest.
+        witness: What the index knows to be in the record.
 
     Raises:
-        HayflickError: JOURNAL_CORRUPT, naming the index, when an entry does not
-            follow and it is not merely the torn end of a write that was never
-            acknowledged, or when the record ends before its witness says.
+        HayflickError: JOURNAL_CORRUPT, naming the index, when an entry is not
+            the one that was recorded and not merely the torn end of a write
+            that was never acknowledged, or when the record ends before its
+            checkpoint or its witness says.
         OSError: the files cannot be read or made.
     """
 
@@ -95,45 +94,70 @@ class Journal:
         self,
         directory: Path,
         *,
+        origin: str = "",
         max_segment_bytes: int,
         check_all: bool = True,
         witness: Witness | None = None,
     ) -> None:
         self.directory = directory
-        self.healed_bytes = 0
+        self.files = TileFiles(directory / "log")
+        self.signer = load_signer(directory, origin)
         self._max_segment_bytes = max_segment_bytes
+        found = recovery.recover(directory, self.files, self._published(), witness, check_all=check_all)
+        self.healed_bytes = found.healed_bytes
+        self._tail = _Tail(found.edge, found.tiled, found.entries)
+        self._untiled_bytes = sum(map(len, found.entries))
+        self._lock = threading.Lock()  # held to swap the tail
+        self._published_size = -1
+        self._tiler = ThreadPoolExecutor(1, "tiler")
+        self._tiling: Future[None] | None = None
         self._descriptor = -1
+        self._size_bytes = 0
         self._dirty = False
-        self._extent: _Extent
-        firsts = segments.first_indexes(directory)
-        head = self._recover(firsts, check_all=check_all, witness=witness)
-        self._open_segment(firsts[-1] if firsts else 0, head)
+        self._open_segment(found.segment)
 
     @property
-    def head(self) -> Head:
-        """How far the record is durable."""
-        return self._extent.head
+    def edge(self) -> Edge:
+        """The tree over all that is durable."""
+        return self._tail.edge
+
+    @property
+    def next_index(self) -> int:
+        """The index of the entry that will come next."""
+        return self._tail.edge.size
 
     def close(self) -> None:
-        """Close the file that grows."""
+        """Publish, and close the file that grows."""
+        self._tiler.shutdown()
+        with contextlib.suppress(OSError):
+            self.publish()
         os.close(self._descriptor)
         self._descriptor = -1
 
-    def append(self, drafts: Sequence[Draft]) -> list[tuple[Place, bytes]]:
-        """Make *drafts* durable; return the place and the line of each.
+    # Writing
+
+    def append(self, drafts: Sequence[Draft]) -> list[tuple[int, bytes]]:
+        """Make *drafts* durable; return the index and the entry of each.
 
         Raises:
             HayflickError: AUDIT_UNAVAILABLE: none of them is in the record.
         """
         if not drafts:
             return []
+        first = self.next_index
+        composed = [
+            entries.compose(first + at, draft.source, draft.sequence, draft.event)
+            for at, draft in enumerate(drafts)
+        ]
+        leaves = [leaf_hash(entry) for entry in composed]
+        data = b"".join(map(wal.compose, composed, leaves))
         try:
+            self._require_tiles()
             self._cut_back()
-            if self._extent.size_bytes >= self._max_segment_bytes:
-                self._open_segment(self.head.next_index, self.head)
-            placed, extent = self._compose(drafts)
+            if self._size_bytes >= self._max_segment_bytes:
+                self._open_segment(first)
             self._dirty = True
-            _write_all(self._descriptor, b"".join(line for _, line in placed))
+            _write_all(self._descriptor, data)
             os.fdatasync(self._descriptor)
         except OSError as error:
             with contextlib.suppress(OSError):  # if it fails now, the next append does it first
@@ -147,105 +171,94 @@ class Journal:
                 retry_after_seconds=1.0,
             ) from error
         self._dirty = False
-        self._extent = extent
-        return placed
+        self._size_bytes += len(data)
+        with self._lock:
+            tail = self._tail
+            edge, _ = tail.edge.grown(leaves)
+            self._tail = _Tail(edge, tail.tiled, (*tail.entries, *composed))
+            self._untiled_bytes += sum(map(len, composed))
+        self._tile_when_due()
+        return [(first + at, entry) for at, entry in enumerate(composed)]
 
-    def read(self, places: Sequence[Place]) -> list[bytes]:
-        """Return the lines at *places*, from any thread.
-
-        Raises:
-            HayflickError: JOURNAL_CORRUPT when the files no longer hold them.
-        """
-        try:
-            return segments.read(self.directory, places)
-        except (OSError, entries.BadEntry) as error:
-            raise corrupt(f"the journal cannot be read back: {error}", -1) from error
-
-    def lines(
-        self, head: Head = GENESIS_HEAD, after: Place | None = None
-    ) -> Iterator[tuple[Place, bytes, Head]]:
-        """Yield the entries that follow *head*, checked; *after* is where the last one before lies.
-
-        Stops where the record ended when this was called, so that appending goes on.
+    def publish(self) -> None:
+        """Write the partial tiles and a signed checkpoint, when there is something new.
 
         Raises:
-            Broken: at the first entry that does not follow.
+            OSError: the disk refused.
         """
-        goal = self._extent
-        reached = head
-        for first in segments.first_indexes(self.directory):
-            if first > goal.segment or (after is not None and first < after.segment):
-                continue
-            offset = after.offset + after.length if after is not None and first == after.segment else 0
-            limit_bytes = goal.size_bytes if first == goal.segment else None
-            for place, line, after_line in segments.walk(
-                self.directory, first, reached, offset=offset, limit_bytes=limit_bytes
-            ):
-                reached = after_line
-                yield place, line, reached
-        if reached != goal.head:
-            raise segments.missing(reached)
+        if self.next_index == self._published_size:
+            return
+        # What fills a bundle is written once, durable, and never as a partial one.
+        while len(self._tail.entries) >= WIDTH:
+            if self._tiling is None or self._tiling.done():
+                self._tiling = self._tiler.submit(self._tile)
+            self._tiling.result()
+        tail = self._tail
+        files = [(tile.path, data) for tile, data in tail.edge.partial()]
+        if tail.entries:
+            bundle = Tile(None, tail.tiled // WIDTH, len(tail.entries))
+            files.append((bundle.path, join_bundle(tail.entries)))
+        self.files.write(files, durable=False)
+        # Durable, for it bears witness: a record that ends before it was cut.
+        self.files.write([(CHECKPOINT, self.sign(tail.edge).encode())], durable=True)
+        self._published_size = tail.edge.size
 
-    def verify(self) -> Verdict:
-        """Recompute the whole chain, from any thread."""
-        head = GENESIS_HEAD
-        try:
-            for _, _, reached in self.lines():
-                head = reached
-        except Broken as broken:
-            return Verdict(head, broken)
-        except OSError as error:
-            log.error("cannot read the journal back: %s", error)  # noqa: TRY400 -- the errno says it all
-            return Verdict(head, segments.missing(head))
-        return Verdict(head, None)
+    def sign(self, edge: Edge) -> str:
+        """Return the signed checkpoint of *edge*."""
+        return Checkpoint(self.signer.name, edge.size, edge.root).sign(self.signer)
 
-    def _recover(self, firsts: list[int], *, check_all: bool, witness: Witness | None) -> Head:
-        """Return the head that the files prove, the torn end of the last one removed."""
-        head = GENESIS_HEAD
-        if not check_all and len(firsts) > 1:
-            head = _trusted_head(self.directory, firsts[-2], firsts[-1])
-            firsts = firsts[-1:]
-        for first in firsts:
-            try:
-                for _, _, reached in segments.walk(self.directory, first, head):
-                    head = reached
-                    witness = _compare(witness, head)
-            except Broken as broken:
-                durable = witness is not None and broken.index < witness.head.next_index
-                if durable or first != firsts[-1] or not self._heal(broken):
-                    raise corrupt(str(broken), broken.index) from broken
-        if witness is not None and witness.head.next_index > head.next_index:
-            raise corrupt(
-                f"the index knows {witness.head.next_index} entries and the journal holds"
-                f" {head.next_index}; if those are lost for good, remove the index",
-                head.next_index,
-            )
-        return head
+    def _tile_when_due(self) -> None:
+        tail = self._tail
+        due = tail.edge.size - tail.tiled >= TILE_ENTRIES or self._untiled_bytes >= MAX_UNTILED_BYTES // 4
+        if due and (self._tiling is None or self._tiling.done()):
+            self._tiling = self._tiler.submit(self._tile)
 
-    def _heal(self, broken: Broken) -> bool:
-        """Remove the end of the last file when a write that was never acknowledged left it.
+    def _require_tiles(self) -> None:
+        """Refuse to grow what waits for tiles without end."""
+        tail = self._tail
+        if (
+            tail.edge.size - tail.tiled < MAX_UNTILED_ENTRIES and self._untiled_bytes < MAX_UNTILED_BYTES
+        ) or self._tiling is None:
+            return
+        self._tiling.result()  # raises what the disk said
+        self._tile_when_due()
 
-        Such an end has no newline or holds NULs, which no entry does: the file
-        had grown and its bytes had not arrived. A whole line that does not
-        follow was changed, and stays for all to see.
-        """
-        path = segments.path_of(self.directory, broken.place.segment)
-        if not path.exists():
-            return False
-        with path.open("r+b") as file:
-            file.seek(broken.place.offset)
-            rest = file.read()
-            if b"\n" in rest and b"\0" not in rest:
-                return False
-            file.truncate(broken.place.offset)
-            os.fsync(file.fileno())
-        self.healed_bytes = len(rest)
-        log.warning("removed %d bytes of a torn write after entry %d", len(rest), broken.index - 1)
-        return True
+    def _tile(self) -> None:
+        """Move what fills whole bundles from the tail to tiles; drop the write-ahead files that held it."""
+        tail = self._tail
+        whole = tail.edge.size // WIDTH * WIDTH - tail.tiled
+        edge = self.files.edge(tail.tiled // WIDTH)
+        some = tail.entries[:whole]
+        _, tiles = edge.grown(map(leaf_hash, some))
+        bundles = [
+            (Tile(None, (tail.tiled + start) // WIDTH).path, join_bundle(some[start : start + WIDTH]))
+            for start in range(0, whole, WIDTH)
+        ]
+        # Those of level 0 last, when the rest is durable: a bundle counts once its hashes are there.
+        lowest = [(tile.path, data) for tile, data in tiles if not tile.level]
+        above = [(tile.path, data) for tile, data in tiles if tile.level]
+        self.files.write([*bundles, *above], durable=True)
+        self.files.write(lowest, durable=True)
+        with self._lock:
+            now = self._tail
+            self._tail = _Tail(now.edge, tail.tiled + whole, now.entries[whole:])
+            self._untiled_bytes -= sum(map(len, some))
+        self._drop_segments(tail.tiled + whole)
+        for start in range(tail.tiled, tail.tiled + whole, WIDTH):
+            for level in (None, 0):
+                self.files.drop_partial(Tile(level, start // WIDTH))
+        for tile, _ in tiles:
+            self.files.drop_partial(tile)
 
-    def _open_segment(self, first: int, head: Head) -> None:
-        """Make *first* the segment that grows; a new name is durable before it is used."""
-        path = segments.path_of(self.directory, first)
+    def _drop_segments(self, tiled: int) -> None:
+        firsts = wal.first_indexes(self.directory)
+        for first, following in zip(firsts, firsts[1:], strict=False):
+            if following <= tiled:
+                wal.path_of(self.directory, first).unlink()
+
+    def _open_segment(self, first: int) -> None:
+        """Make *first* the file that grows; a new name is durable before it is used."""
+        path = wal.path_of(self.directory, first)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(path, flags, 0o600)
         try:
@@ -257,58 +270,139 @@ class Journal:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = descriptor
-        self._extent = _Extent(head, first, size_bytes)
+        self._size_bytes = size_bytes
 
     def _cut_back(self) -> None:
         """Remove what a failed append left behind the last durable byte."""
         if self._dirty:
-            os.ftruncate(self._descriptor, self._extent.size_bytes)
+            os.ftruncate(self._descriptor, self._size_bytes)
             os.fdatasync(self._descriptor)
             self._dirty = False
 
-    def _compose(self, drafts: Sequence[Draft]) -> tuple[list[tuple[Place, bytes]], _Extent]:
-        placed = []
-        head, segment, offset = self._extent.head, self._extent.segment, self._extent.size_bytes
-        for draft in drafts:
-            line, digest = entries.compose(
-                head.next_index, draft.source, draft.sequence, draft.event, head.hash
-            )
-            placed.append((Place(segment, offset, len(line)), line))
-            head = Head(head.next_index + 1, digest)
-            offset += len(line)
-        return placed, _Extent(head, segment, offset)
+    # Reading
+
+    def read(self, indexes: Sequence[int]) -> list[bytes]:
+        """Return the entries at *indexes*, ascending, from any thread.
+
+        Raises:
+            HayflickError: JOURNAL_CORRUPT when the files no longer hold them.
+        """
+        tail = self._tail
+        bundle: tuple[int, list[bytes]] = (-1, [])
+        found = []
+        for index in indexes:
+            if index >= tail.tiled:
+                found.append(tail.entries[index - tail.tiled])
+                continue
+            if bundle[0] != index // WIDTH:
+                try:
+                    bundle = index // WIDTH, self.files.bundle(index // WIDTH)
+                except (OSError, BadTile) as error:
+                    raise corrupt(f"the record cannot be read back: {error}", index) from error
+            found.append(bundle[1][index % WIDTH])
+        return found
+
+    def entries(self, start: int) -> Iterator[tuple[int, bytes]]:
+        """Yield index and entry from *start* on, as far as the record reached when this was called.
+
+        Raises:
+            HayflickError: JOURNAL_CORRUPT when the files no longer hold them.
+        """
+        end = self.next_index
+        for first in range(start, end, WIDTH):
+            indexes = range(first, min(first + WIDTH, end))
+            yield from zip(indexes, self.read(indexes), strict=True)
+
+    def tile(self, tile: Tile) -> bytes | None:
+        """Return the bytes of a tile or bundle of what is durable; ``None`` when there is none yet.
+
+        Raises:
+            OSError, BadTile: it cannot be read back.
+        """
+        tail = self._tail
+        leaves = 1 << (HEIGHT * ((tile.level or 0) + 1))  # that a whole tile covers
+        end = tile.index * leaves + tile.width * (leaves // WIDTH)
+        if end > tail.edge.size:
+            return None
+        if tile.level is None:
+            first = tile.index * WIDTH
+            return join_bundle(self.read(range(first, first + tile.width)))
+        return b"".join(self._hashes(tail, tile.level, tile.index)[: tile.width])
+
+    def subtree(self, level: int, index: int) -> bytes:
+        """Return the hash of a complete subtree of what is durable; see :mod:`hayflick_tlog.merkle`.
+
+        Raises:
+            OSError, BadTile: a tile cannot be read back.
+        """
+        tiles_level, inner = divmod(level, HEIGHT)
+        first = index << inner  # in hashes of that tile level
+        hashes = self._hashes(self._tail, tiles_level, first >> HEIGHT)
+        start = first % WIDTH
+        return root_of(hashes[start : start + (1 << inner)])
+
+    def root(self, size: int) -> bytes:
+        """Return the root over the first *size* entries."""
+        edge = self._tail.edge
+        return edge.root if size == edge.size else root(size, self.subtree)
+
+    def verify(self) -> Finding:
+        """Recompute the tree over everything, from any thread."""
+
+        def read(path: str) -> bytes:
+            try:
+                return self.files.read(path)
+            except FileNotFoundError:
+                # Not on disk yet, or only under another width: from what is durable.
+                if (data := self.tile(parse_path(path))) is None:
+                    raise
+                return data
+
+        tail = self._tail
+        finding = verify_log(read, self.sign(tail.edge), self.signer.verifier)
+        broken = self._broken_tail(tail)
+        if broken is None or not finding.intact:
+            return finding
+        return replace(finding, intact=False, first_bad_index=broken.index, detail=str(broken))
+
+    def _broken_tail(self, tail: _Tail) -> wal.Broken | None:
+        """Compare the write-ahead files with what they were written from."""
+        for first in wal.first_indexes(self.directory):
+            try:
+                for index, entry, _ in wal.walk(self.directory, first):
+                    if index >= tail.edge.size:
+                        break  # it is being written just now
+                    if index >= tail.tiled and entry != tail.entries[index - tail.tiled]:
+                        return wal.Broken(f"entry {index} is not the one that was recorded", index)
+            except FileNotFoundError:
+                continue  # in tiles since
+            except wal.Broken as broken:
+                if broken.index < tail.edge.size:
+                    return broken
+        return None
+
+    def _hashes(self, tail: _Tail, level: int, index: int) -> Sequence[bytes]:
+        if (partial := tail.edge.hashes(Tile(level, index))) is not None:
+            return partial
+        if level == 0 and (index + 1) * WIDTH > tail.tiled:  # whole, and not on disk yet
+            start = index * WIDTH - tail.tiled
+            return [leaf_hash(entry) for entry in tail.entries[start : start + WIDTH]]
+        try:
+            return self.files.hashes(level, index)
+        except FileNotFoundError:
+            return [root_of(self._hashes(tail, level - 1, index * WIDTH + at)) for at in range(WIDTH)]
+
+    def _published(self) -> Checkpoint | None:
+        try:
+            note = self.files.read(CHECKPOINT).decode()
+        except FileNotFoundError:
+            return None
+        return recovery.open_checkpoint(note, self.signer.verifier)
 
 
 def corrupt(message: str, index: int) -> HayflickError:
-    """Return the error for a record that does not follow, at *index* when it is known (not negative)."""
-    return HayflickError(
-        ErrorReason.ERROR_REASON_JOURNAL_CORRUPT,
-        message,
-        metadata={"index": str(index)} if index >= 0 else {},
-    )
-
-
-def _compare(witness: Witness | None, head: Head) -> Witness | None:
-    """Return *witness*, or ``None`` when it speaks of another journal; refuse a record it contradicts."""
-    if witness is None:
-        return None
-    if head.next_index == 1 and head.hash != witness.first_hash:
-        log.warning("the index is another journal's; it will be built anew")
-        return None
-    if head.next_index == witness.head.next_index and head.hash != witness.head.hash:
-        raise corrupt(f"entry {head.next_index - 1} is not the one that was recorded", head.next_index - 1)
-    return witness
-
-
-def _trusted_head(directory: Path, segment: int, next_segment: int) -> Head:
-    """Return the head that the last line of *segment* states."""
-    with segments.path_of(directory, segment).open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_LINE_BYTES))
-        _, _, line = file.read().removesuffix(b"\n").rpartition(b"\n")
-    try:
-        return Head(next_segment, entries.parse(line).hash)
-    except entries.BadEntry as error:
-        raise corrupt(str(error), next_segment - 1) from error
+    """Return the error for a record that is not the one that was kept, at *index*."""
+    return recovery.corrupt(message, index)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

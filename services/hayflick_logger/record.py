@@ -14,11 +14,10 @@ from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_logger import entries
 from hayflick_logger.directory import Claim
 from hayflick_logger.index import Index
-from hayflick_logger.journal import Journal, Verdict, corrupt
+from hayflick_logger.journal import Journal, corrupt
 from hayflick_logger.metrics import MetricFilter, MetricStore
 from hayflick_logger.planning import Plan
 from hayflick_logger.rows import Filter
-from hayflick_logger.segments import Broken
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from hayflick.v1 import logger_pb2
     from hayflick_logger.config import Config
+    from hayflick_tlog.verify import Finding
 
 # A page is cut short when its events grow beyond this; a message must hold it.
 MAX_PAGE_BYTES = 4 * 1024 * 1024
@@ -49,6 +49,7 @@ class Record:
             opened.callback(self._index.close)
             self.journal = Journal(
                 directory,
+                origin=config.origin,
                 max_segment_bytes=config.max_segment_bytes,
                 check_all=config.check_all_on_start,
                 witness=self._index.witness,
@@ -58,14 +59,14 @@ class Record:
             opened.callback(self._metrics.close)
             try:
                 self._index.attach(self.journal)
-            except Broken as broken:
-                raise corrupt(str(broken), broken.index) from broken
+            except entries.BadEntry as error:
+                raise corrupt(str(error), -1) from error
             self._opened = opened.pop_all()
         self._index_failed = False
         # What the logger itself has to say and could not yet record.
         self._notes: list[tuple[str, dict[str, int]]] = []
         if self.journal.healed_bytes:
-            details = {"removed_bytes": self.journal.healed_bytes, "next_index": self.journal.head.next_index}
+            details = {"removed_bytes": self.journal.healed_bytes, "next_index": self.journal.next_index}
             self._notes.append(("journal_healed", details))
             with suppress(HayflickError):  # a full disk: said with the first commit that succeeds
                 self.commit(self.plan())
@@ -102,7 +103,7 @@ class Record:
         """
         placed = self.journal.append(plan.drafts)
         self._notes.clear()
-        self._index.add(placed, self.journal.head)
+        self._index.add(placed)
 
     def flush(self) -> None:
         """Write what is in memory alone. An index that fails stops all appending until it is written.
@@ -117,6 +118,17 @@ class Record:
                 self._metrics.flush()
             except sqlite3.Error as error:
                 raise _unavailable(f"metrics cannot be written: {error}") from error
+
+    def publish(self) -> None:
+        """Write what is new of the tree, and a signed checkpoint over it.
+
+        Raises:
+            HayflickError: AUDIT_UNAVAILABLE: it cannot be written.
+        """
+        try:
+            self.journal.publish()
+        except OSError as error:
+            raise _unavailable(f"the checkpoint cannot be written: {error}") from error
 
     def add_metrics(self, samples: Sequence[logger_pb2.MetricSample]) -> None:
         """Keep *samples*.
@@ -142,24 +154,24 @@ class Record:
             HayflickError: AUDIT_UNAVAILABLE when the index is behind
                 *end_index*; JOURNAL_CORRUPT when an entry cannot be read back.
         """
-        if end_index > self._index.head.next_index:
+        if end_index > self._index.size:
             raise _unavailable("the index is behind the record; try again")
         try:
             found = self._index.find(wanted, start_index, end_index, limit + 1)
         except sqlite3.Error as error:
             raise _unavailable(f"the index cannot be read: {error}") from error
+        read = self.journal.read(found[:limit])
         kept, size_bytes = 0, 0
-        for entry in found[:limit]:
-            size_bytes += entry.place.length
+        for entry in read:
+            size_bytes += len(entry)
             if kept and size_bytes > MAX_PAGE_BYTES:
                 break
             kept += 1
-        lines = self.journal.read([entry.place for entry in found[:kept]])
         try:
-            events = [entries.parse(line) for line in lines]
+            events = [entries.parse(entry, index) for index, entry in zip(found[:kept], read, strict=False)]
         except entries.BadEntry as error:
             raise corrupt(str(error), -1) from error
-        return events, found[kept].index if kept < len(found) else end_index
+        return events, found[kept] if kept < len(found) else end_index
 
     def metrics(
         self, wanted: MetricFilter, after_id: int, limit: int
@@ -174,8 +186,8 @@ class Record:
         except sqlite3.Error as error:
             raise _unavailable(f"metrics cannot be read: {error}") from error
 
-    def verify(self) -> Verdict:
-        """Recompute the whole chain."""
+    def verify(self) -> Finding:
+        """Recompute the whole tree."""
         return self.journal.verify()
 
     def _flush_index(self) -> None:
@@ -187,8 +199,8 @@ class Record:
         self._index_failed = False
 
     def _event_of(self, source: str, sequence: int) -> bytes | None:
-        place = self._index.place_of(source, sequence)
-        return entries.event_bytes(self.journal.read([place])[0]) if place is not None else None
+        index = self._index.index_of(source, sequence)
+        return entries.event_bytes(self.journal.read([index])[0]) if index is not None else None
 
 
 def _unavailable(message: str) -> HayflickError:

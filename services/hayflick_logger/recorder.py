@@ -32,6 +32,8 @@ MAX_COMMIT_BYTES = 16 * 1024 * 1024
 MAX_UNWRITTEN = 1_000
 MAX_UNWRITTEN_SECONDS = 0.1
 RETRY_SECONDS = 1.0
+# How far the signed checkpoint on disk may stay behind.
+PUBLISH_SECONDS = 1.0
 
 Outcome: TypeAlias = "int | Exception"
 
@@ -79,6 +81,7 @@ class Recorder:
         # Filled by the loop alone, so that its size can be trusted there.
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._flush_at = 0.0  # monotonic; of use while there is something to flush
+        self._publish_at = 0.0
         self._thread = threading.Thread(target=self._run, name="recorder")
         self._thread.start()
 
@@ -113,7 +116,7 @@ class Recorder:
             everyone = [waiting for waiting in everyone if not waiting.done.cancelled()]
             if everyone:
                 outcomes = self._outcomes([waiting.batch for waiting in everyone])
-                next_index = self._record.journal.head.next_index
+                next_index = self._record.journal.next_index
                 self._loop.call_soon_threadsafe(self._settle, everyone, outcomes, next_index)
             self._flush_when_due()
 
@@ -186,6 +189,9 @@ class Recorder:
             return
         try:
             self._record.flush()
+            if time.monotonic() >= self._publish_at:
+                self._publish_at = time.monotonic() + PUBLISH_SECONDS
+                self._record.publish()
         except HayflickError as error:
             log.error("%s", error.message)  # noqa: TRY400 -- the text says it all
             self._flush_at = time.monotonic() + RETRY_SECONDS

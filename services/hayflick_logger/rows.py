@@ -6,11 +6,10 @@ still in memory; the tests hold one against the other.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from hayflick_logger.segments import Place
+from hayflick_logger import entries
 from hayflick_rpc import events
 
 _IDS = ("contract_id", "worker_id", "root_id")
@@ -40,16 +39,19 @@ class Row(NamedTuple):
     root_id: str
     seconds: int
     nanos: int
-    place: Place
 
 
-def row_of(place: Place, line: bytes) -> Row:
-    """Return the row of the entry in *line*, which was checked and lies at *place*."""
-    entry = json.loads(line)
-    event = entry["event"]
+def row_of(index: int, entry: bytes) -> Row:
+    """Return the row of the *entry* at *index*.
+
+    Raises:
+        BadEntry: it is not one.
+    """
+    fields: dict[str, Any] = dict(entries.document(entry, index))
+    event = fields["event"]
     ids = (event.get("contract_id", ""), event.get("worker_id", ""), event.get("root_id", ""))
     instant = events.unix_time(event["timestamp"])
-    return Row(entry["index"], entry["source"], entry["sequence"], event["event"], *ids, *instant, place)
+    return Row(index, fields["source"], fields["sequence"], event["event"], *ids, *instant)
 
 
 def allows(wanted: Filter, row: Row) -> bool:

@@ -9,6 +9,7 @@ import grpc
 
 from hayflick.v1 import logger_pb2, logger_pb2_grpc
 from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick_logger import proofs
 from hayflick_logger.entries import MAX_SEQUENCE
 from hayflick_logger.metrics import MetricFilter
 from hayflick_logger.planning import OWN_SOURCE
@@ -96,13 +97,43 @@ class LoggerServicer(logger_pb2_grpc.LoggerServiceServicer):
     ) -> logger_pb2.VerifyJournalResponse:
         del request, context
         async with self._verifying:  # it reads the whole disk; two at once help nobody
-            verdict = await asyncio.to_thread(self._record.verify)
+            found = await asyncio.to_thread(self._record.verify)
         return logger_pb2.VerifyJournalResponse(
-            entry_count=verdict.head.next_index,
-            head_hash=verdict.head.hash,
-            intact=verdict.broken is None,
-            first_bad_index=verdict.broken.index if verdict.broken is not None else 0,
+            entry_count=found.checkpoint.size,
+            head_hash=found.checkpoint.root,
+            intact=found.intact,
+            first_bad_index=found.first_bad_index or 0,
         )
+
+    async def GetCheckpoint(  # noqa: N802, D102
+        self, request: logger_pb2.GetCheckpointRequest, context: Context
+    ) -> logger_pb2.GetCheckpointResponse:
+        del request, context
+        edge = self._record.journal.edge
+        return logger_pb2.GetCheckpointResponse(
+            checkpoint=self._record.journal.sign(edge),
+            tree_size=edge.size,
+            root_hash=edge.root,
+            verifier_key=str(self._record.journal.signer.verifier),
+        )
+
+    async def GetInclusionProof(  # noqa: N802, D102
+        self, request: logger_pb2.GetInclusionProofRequest, context: Context
+    ) -> logger_pb2.GetInclusionProofResponse:
+        del context
+        return await asyncio.to_thread(proofs.inclusion, self._record.journal, request)
+
+    async def GetConsistencyProof(  # noqa: N802, D102
+        self, request: logger_pb2.GetConsistencyProofRequest, context: Context
+    ) -> logger_pb2.GetConsistencyProofResponse:
+        del context
+        return await asyncio.to_thread(proofs.consistency, self._record.journal, request)
+
+    async def GetTile(  # noqa: N802, D102
+        self, request: logger_pb2.GetTileRequest, context: Context
+    ) -> logger_pb2.GetTileResponse:
+        del context
+        return await asyncio.to_thread(proofs.tile, self._record.journal, request)
 
 
 def _batch(request: logger_pb2.AppendRequest) -> Batch:

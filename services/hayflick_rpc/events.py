@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from google.protobuf import struct_pb2
     from google.protobuf.timestamp_pb2 import Timestamp
 
-MAX_DETAILS_BYTES = 64 * 1024
+# An entry of the record, the event and a little more, has 64 KiB less one byte at most.
+MAX_DETAILS_BYTES = 60 * 1024
 MAX_SOURCE_CHARS = 128
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"

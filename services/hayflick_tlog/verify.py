@@ -1,0 +1,191 @@
+"""Verifying a log that somebody else kept, with nothing but its files and a public key.
+
+The files are read by a function that takes a path and returns bytes, so that
+a directory, a web server and a running logger are verified alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from hayflick_tlog.checkpoint import Checkpoint
+from hayflick_tlog.edge import Edge
+from hayflick_tlog.merkle import BadProof, check_inclusion, leaf_hash, root_of
+from hayflick_tlog.note import Verifier
+from hayflick_tlog.tiles import WIDTH, BadTile, Tile, split_bundle, split_tile
+
+Read = Callable[[str], bytes]
+"""Returns the bytes of the file at a path below the log's directory; raises OSError when there is none."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found.
+
+    Attributes:
+        checkpoint: What was signed.
+        intact: Whether the entries are the ones that were signed.
+        first_bad_index: The first entry that is not; ``None`` when all are.
+        detail: What is wrong, for people; empty when nothing is.
+    """
+
+    checkpoint: Checkpoint
+    intact: bool
+    first_bad_index: int | None = None
+    detail: str = ""
+
+
+def verify_log(
+    read: Read, note: str, verifier: Verifier, *, on_entry: Callable[[int, bytes], None] | None = None
+) -> Finding:
+    """Recompute the tree over every entry and compare it with the checkpoint in *note*.
+
+    Args:
+        read: The log's files.
+        note: The signed checkpoint.
+        verifier: The log's public key.
+        on_entry: Called with each index and entry that is the one recorded.
+
+    Raises:
+        BadNote: the key did not sign the checkpoint.
+    """
+    checkpoint = Checkpoint.open(note, verifier)
+    edge, tiles = Edge(), Edge()
+    first_bad: tuple[int, str] | None = None
+    pending: list[tuple[int, bytes]] = []
+    for start in range(0, checkpoint.size, WIDTH):
+        width = min(WIDTH, checkpoint.size - start)
+        entries, wrong = _bundle(read, start // WIDTH, width)
+        hashes = [leaf_hash(entry) for entry in entries]
+        stated = _stated(read, start // WIDTH, width)
+        if wrong and first_bad is None:
+            first_bad = start + _first_difference(hashes, stated, len(entries)), wrong
+        elif stated is not None and stated != hashes and first_bad is None:
+            at = _first_difference(hashes, stated, width)
+            first_bad = start + at, f"entry {start + at} is not the one that was recorded"
+        if first_bad is None:
+            pending = [(start + at, entry) for at, entry in enumerate(entries)]
+            edge, _ = edge.grown(hashes)
+            if on_entry is not None:
+                for index, entry in pending:
+                    on_entry(index, entry)
+        # The tree over what the tiles state goes on behind a bad entry: it tells
+        # whether the tile or the entry was changed.
+        if stated is not None and tiles.size == start:
+            tiles, _ = tiles.grown(stated)
+    if first_bad is None and edge.root == checkpoint.root:
+        return Finding(checkpoint, intact=True)
+    if first_bad is not None and tiles.size == checkpoint.size and tiles.root != checkpoint.root:
+        return _without_tiles(read, checkpoint, first_bad)
+    if first_bad is None:
+        first_bad = _by_higher_tiles(read, checkpoint), "entries and their tiles were changed alike"
+    return Finding(checkpoint, intact=False, first_bad_index=first_bad[0], detail=first_bad[1])
+
+
+def verify_entry(entry: bytes, index: int, proof: list[bytes], note: str, verifier: Verifier) -> Checkpoint:
+    """Return the checkpoint in *note* when *proof* shows *entry* to be in its tree at *index*.
+
+    Raises:
+        BadNote: the key did not sign the checkpoint.
+        BadProof: the entry is not there.
+    """
+    checkpoint = Checkpoint.open(note, verifier)
+    check_inclusion(index, checkpoint.size, leaf_hash(entry), proof, checkpoint.root)
+    return checkpoint
+
+
+def entries_of(read: Read, size: int, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield the entries from *start* up to *size*, unverified.
+
+    Raises:
+        OSError, BadTile: a bundle cannot be read.
+    """
+    for first in range(start - start % WIDTH, size, WIDTH):
+        width = min(WIDTH, size - first)
+        for at, entry in enumerate(split_bundle(_read(read, Tile(None, first // WIDTH, width)), width)):
+            if first + at >= start:
+                yield first + at, entry
+
+
+def _read(read: Read, tile: Tile) -> bytes:
+    """Return a tile or bundle; a partial one may have been replaced by the whole one since."""
+    try:
+        return read(tile.path)
+    except OSError:
+        if tile.width == WIDTH:
+            raise
+    whole = read(Tile(tile.level, tile.index).path)
+    if tile.level is not None:
+        return b"".join(split_tile(whole, WIDTH)[: tile.width])
+    return _cut(whole, tile.width)
+
+
+def _cut(bundle: bytes, width: int) -> bytes:
+    at = 0
+    for _ in range(width):
+        at += 2 + int.from_bytes(bundle[at : at + 2], "big")
+    return bundle[:at]
+
+
+def _bundle(read: Read, index: int, width: int) -> tuple[list[bytes], str]:
+    """Return the entries of a bundle, and what is wrong with it; damage keeps those before it."""
+    try:
+        data = _read(read, Tile(None, index, width))
+    except OSError as error:
+        return [], f"bundle {index} cannot be read: {error}"
+    try:
+        return split_bundle(data, width), ""
+    except BadTile as error:
+        for shorter in range(width - 1, 0, -1):
+            try:
+                return split_bundle(_cut(data, shorter), shorter), str(error)
+            except BadTile:
+                continue
+        return [], str(error)
+
+
+def _stated(read: Read, index: int, width: int) -> list[bytes] | None:
+    try:
+        return split_tile(_read(read, Tile(0, index, width)), width)
+    except (OSError, BadTile):
+        return None
+
+
+def _first_difference(hashes: list[bytes], stated: list[bytes] | None, width: int) -> int:
+    for at, (one, other) in enumerate(zip(hashes, stated or [], strict=False)):
+        if one != other:
+            return at
+    return min(len(hashes), width)
+
+
+def _without_tiles(read: Read, checkpoint: Checkpoint, first_bad: tuple[int, str]) -> Finding:
+    """Judge by the entries alone: the tiles of level 0 are not those that were signed."""
+    edge = Edge()
+    try:
+        for _, entry in entries_of(read, checkpoint.size):
+            edge, _ = edge.grown([leaf_hash(entry)])
+    except (OSError, BadTile) as error:
+        return Finding(checkpoint, intact=False, first_bad_index=first_bad[0], detail=str(error))
+    if edge.root == checkpoint.root:
+        detail = f"the entries are intact; the hash tile of entry {first_bad[0]} was changed"
+        return Finding(checkpoint, intact=True, detail=detail)
+    return Finding(checkpoint, intact=False, first_bad_index=first_bad[0], detail=first_bad[1])
+
+
+def _by_higher_tiles(read: Read, checkpoint: Checkpoint) -> int:
+    """Return the first entry of the first 256 whose hash the next level up does not know."""
+    for start in range(0, checkpoint.size - WIDTH + 1, WIDTH):
+        index = start // WIDTH
+        try:
+            width = min(WIDTH, checkpoint.size // WIDTH - index // WIDTH * WIDTH)
+            above = split_tile(_read(read, Tile(1, index // WIDTH, width)), width)
+            below = split_tile(_read(read, Tile(0, index)), WIDTH)
+        except (OSError, BadTile):
+            return start
+        if root_of(below) != above[index % WIDTH]:
+            return start
+    return checkpoint.size - checkpoint.size % WIDTH
+
+
+__all__ = ["BadProof", "Finding", "Read", "entries_of", "verify_entry", "verify_log"]
