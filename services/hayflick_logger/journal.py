@@ -18,6 +18,7 @@ import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from hayflick.v1.errors_pb2 import ErrorReason
@@ -252,7 +253,7 @@ class Journal:
 
     def _drop_segments(self, tiled: int) -> None:
         firsts = wal.first_indexes(self.directory)
-        for first, following in zip(firsts, firsts[1:], strict=False):
+        for first, following in pairwise(firsts):
             if following <= tiled:
                 wal.path_of(self.directory, first).unlink()
 

@@ -169,7 +169,7 @@ class _Marks:
 
 
 def _checked(files: TileFiles, bundles: int) -> Edge:
-    """Return the edge over *bundles*, every entry compared with its hash and every tile with those below it."""
+    """Return the edge over *bundles*, each entry compared with its hash, each tile with those below it."""
     edge = Edge()
     for index in range(bundles):
         hashes = [leaf_hash(entry) for entry in files.bundle(index)]

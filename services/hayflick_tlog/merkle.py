@@ -95,32 +95,24 @@ def consistency_proof(old_size: int, new_size: int, subtrees: Subtrees) -> list[
 
 
 def check_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes], root_: bytes) -> None:
-    """Return when *proof* shows that *leaf* is leaf *index* of the tree with *root_* (RFC 9162, section 2.1.3.2).
+    """Return when *proof* shows that *leaf* is leaf *index* of the tree with *root_*.
 
     Raises:
         BadProof: it does not.
     """
     if not 0 <= index < size or not _well_formed([leaf, *proof, root_]):
         raise BadProof("it is not a proof for this tree")
-    node, last, reached = index, size - 1, leaf
-    for sibling in proof:
-        if last == 0:
-            raise BadProof("it is too long for this tree")
-        if node & 1 or node == last:
-            reached = node_hash(sibling, reached)
-            while node and not node & 1:
-                node, last = node >> 1, last >> 1
-        else:
-            reached = node_hash(reached, sibling)
-        node, last = node >> 1, last >> 1
-    if last or reached != root_:
+    reached = leaf
+    for sibling, on_the_left in _siblings(index, size - 1, proof):
+        reached = node_hash(sibling, reached) if on_the_left else node_hash(reached, sibling)
+    if reached != root_:
         raise BadProof("it leads to another root")
 
 
 def check_consistency(
     old_size: int, new_size: int, old_root: bytes, new_root: bytes, proof: Sequence[bytes]
 ) -> None:
-    """Return when *proof* shows that the one tree is the beginning of the other (RFC 9162, section 2.1.4.2).
+    """Return when *proof* shows that the one tree is the beginning of the other.
 
     Raises:
         BadProof: it does not.
@@ -131,27 +123,38 @@ def check_consistency(
         if proof or old_root != new_root:
             raise BadProof("trees of one size differ")
         return
-    path = list(proof)
-    if old_size & (old_size - 1) == 0:
-        path.insert(0, old_root)  # a complete subtree of the new tree: the proof leaves it out
+    # The largest complete subtree at the old tree's end: where its level begins, the two trees agree.
+    level = (old_size & -old_size).bit_length() - 1
+    # A complete old tree is that subtree itself, and the proof leaves it out.
+    path = [old_root, *proof] if old_size == 1 << level else list(proof)
     if not path:
         raise BadProof("it is too short")
-    node, last = old_size - 1, new_size - 1
-    while node & 1:
-        node, last = node >> 1, last >> 1
     old = new = path[0]
-    for sibling in path[1:]:
-        if last == 0:
-            raise BadProof("it is too long for these trees")
-        if node & 1 or node == last:
+    for sibling, on_the_left in _siblings((old_size - 1) >> level, (new_size - 1) >> level, path[1:]):
+        if on_the_left:
             old, new = node_hash(sibling, old), node_hash(sibling, new)
-            while node and not node & 1:
-                node, last = node >> 1, last >> 1
         else:
             new = node_hash(new, sibling)
-        node, last = node >> 1, last >> 1
-    if last or old != old_root or new != new_root:
+    if old != old_root or new != new_root:
         raise BadProof("it leads to another root")
+
+
+def _siblings(node: int, last: int, proof: Sequence[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Yield each hash of *proof*, and whether it stands left of the way up (RFC 9162, section 2.1.3.2).
+
+    Raises:
+        BadProof: the way has another length.
+    """
+    for sibling in proof:
+        if last == 0:
+            raise BadProof("it is too long for this tree")
+        on_the_left = bool(node & 1 or node == last)
+        yield sibling, on_the_left
+        while on_the_left and node and not node & 1:  # the last node of a level rises as it is
+            node, last = node >> 1, last >> 1
+        node, last = node >> 1, last >> 1
+    if last:
+        raise BadProof("it is too short for this tree")
 
 
 def complete_subtrees(start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -45,42 +45,79 @@ def verify_log(
         read: The log's files.
         note: The signed checkpoint.
         verifier: The log's public key.
-        on_entry: Called with each index and entry that is the one recorded.
+        on_entry: Called with each index and entry up to the first that is bad.
 
     Raises:
         BadNote: the key did not sign the checkpoint.
     """
     checkpoint = Checkpoint.open(note, verifier)
-    edge, tiles = Edge(), Edge()
-    first_bad: tuple[int, str] | None = None
-    pending: list[tuple[int, bytes]] = []
+    entries, tiles = Edge(), Edge()
+    suspect: tuple[int, str] | None = None
     for start in range(0, checkpoint.size, WIDTH):
-        width = min(WIDTH, checkpoint.size - start)
-        entries, wrong = _bundle(read, start // WIDTH, width)
-        hashes = [leaf_hash(entry) for entry in entries]
-        stated = _stated(read, start // WIDTH, width)
-        if wrong and first_bad is None:
-            first_bad = start + _first_difference(hashes, stated, len(entries)), wrong
-        elif stated is not None and stated != hashes and first_bad is None:
-            at = _first_difference(hashes, stated, width)
-            first_bad = start + at, f"entry {start + at} is not the one that was recorded"
-        if first_bad is None:
-            pending = [(start + at, entry) for at, entry in enumerate(entries)]
-            edge, _ = edge.grown(hashes)
-            if on_entry is not None:
-                for index, entry in pending:
-                    on_entry(index, entry)
+        block = _Block.read(read, start, min(WIDTH, checkpoint.size - start))
+        suspect = suspect or block.suspect()
+        if suspect is None:
+            entries, _ = entries.grown(block.hashes)
+            block.show(on_entry)
         # The tree over what the tiles state goes on behind a bad entry: it tells
         # whether the tile or the entry was changed.
-        if stated is not None and tiles.size == start:
-            tiles, _ = tiles.grown(stated)
-    if first_bad is None and edge.root == checkpoint.root:
+        if block.stated is not None and tiles.size == start:
+            tiles, _ = tiles.grown(block.stated)
+    if suspect is None and entries.root == checkpoint.root:
         return Finding(checkpoint, intact=True)
-    if first_bad is not None and tiles.size == checkpoint.size and tiles.root != checkpoint.root:
-        return _without_tiles(read, checkpoint, first_bad)
-    if first_bad is None:
-        first_bad = _by_higher_tiles(read, checkpoint), "entries and their tiles were changed alike"
-    return Finding(checkpoint, intact=False, first_bad_index=first_bad[0], detail=first_bad[1])
+    if suspect is None:
+        suspect = _by_higher_tiles(read, checkpoint), "entries and their tiles were changed alike"
+    elif tiles.root != checkpoint.root and _entries_root(read, checkpoint.size) == checkpoint.root:
+        detail = f"the entries are intact; the hash tile of entry {suspect[0]} was changed"
+        return Finding(checkpoint, intact=True, detail=detail)
+    return Finding(checkpoint, intact=False, first_bad_index=suspect[0], detail=suspect[1])
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The entries of one tile of level 0, and the hashes that the tile states for them.
+
+    Attributes:
+        start: The index of the first.
+        width: How many there must be.
+        entries: Those that could be read, from the first on.
+        wrong: Why that is not all; empty when it is.
+        stated: ``None`` when the tile cannot be read.
+    """
+
+    start: int
+    width: int
+    entries: list[bytes]
+    wrong: str
+    stated: list[bytes] | None
+
+    @classmethod
+    def read(cls, read: Read, start: int, width: int) -> _Block:
+        """Read the block that begins at *start*."""
+        entries, wrong = _bundle(read, start // WIDTH, width)
+        try:
+            stated = split_tile(_read(read, Tile(0, start // WIDTH, width)), width)
+        except (OSError, BadTile):
+            stated = None
+        return cls(start, width, entries, wrong, stated)
+
+    @property
+    def hashes(self) -> list[bytes]:
+        """The leaf hashes of the entries that could be read."""
+        return [leaf_hash(entry) for entry in self.entries]
+
+    def show(self, on_entry: Callable[[int, bytes], None] | None) -> None:
+        """Tell each entry, where somebody wants to hear it."""
+        if on_entry is not None:
+            for index, entry in enumerate(self.entries, self.start):
+                on_entry(index, entry)
+
+    def suspect(self) -> tuple[int, str] | None:
+        """Return the first entry that does not agree with the tile, and why."""
+        for at, (one, other) in enumerate(zip(self.hashes, self.stated or [], strict=False)):
+            if one != other:
+                return self.start + at, f"entry {self.start + at} is not the one that was recorded"
+        return (self.start + len(self.entries), self.wrong) if self.wrong else None
 
 
 def verify_entry(entry: bytes, index: int, proof: list[bytes], note: str, verifier: Verifier) -> Checkpoint:
@@ -145,32 +182,15 @@ def _bundle(read: Read, index: int, width: int) -> tuple[list[bytes], str]:
         return [], str(error)
 
 
-def _stated(read: Read, index: int, width: int) -> list[bytes] | None:
-    try:
-        return split_tile(_read(read, Tile(0, index, width)), width)
-    except (OSError, BadTile):
-        return None
-
-
-def _first_difference(hashes: list[bytes], stated: list[bytes] | None, width: int) -> int:
-    for at, (one, other) in enumerate(zip(hashes, stated or [], strict=False)):
-        if one != other:
-            return at
-    return min(len(hashes), width)
-
-
-def _without_tiles(read: Read, checkpoint: Checkpoint, first_bad: tuple[int, str]) -> Finding:
-    """Judge by the entries alone: the tiles of level 0 are not those that were signed."""
+def _entries_root(read: Read, size: int) -> bytes | None:
+    """Return the root over the entries alone; ``None`` when one cannot be read."""
     edge = Edge()
     try:
-        for _, entry in entries_of(read, checkpoint.size):
+        for _, entry in entries_of(read, size):
             edge, _ = edge.grown([leaf_hash(entry)])
-    except (OSError, BadTile) as error:
-        return Finding(checkpoint, intact=False, first_bad_index=first_bad[0], detail=str(error))
-    if edge.root == checkpoint.root:
-        detail = f"the entries are intact; the hash tile of entry {first_bad[0]} was changed"
-        return Finding(checkpoint, intact=True, detail=detail)
-    return Finding(checkpoint, intact=False, first_bad_index=first_bad[0], detail=first_bad[1])
+    except (OSError, BadTile):
+        return None
+    return edge.root
 
 
 def _by_higher_tiles(read: Read, checkpoint: Checkpoint) -> int:
