@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # A page is cut short when its events grow beyond this; a message must hold it.
 MAX_PAGE_BYTES = 4 * 1024 * 1024
+INDEX = "index.sqlite"
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Record:
         directory = config.data_dir.absolute()
         with ExitStack() as opened:
             opened.callback(Claim(directory).close)
-            self._index = Index(directory / "index.sqlite")
+            self._index = Index(directory / INDEX)
             opened.callback(self._index.close)
             self.journal = Journal(
                 directory,

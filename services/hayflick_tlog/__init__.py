@@ -8,5 +8,6 @@ logger writes with it and anyone may verify with it, offline.
 * :mod:`~hayflick_tlog.edge`: the growing end of a tree;
 * :mod:`~hayflick_tlog.note`: signed notes and their keys;
 * :mod:`~hayflick_tlog.checkpoint`: the signed head of a log;
-* :mod:`~hayflick_tlog.verify`: a whole log, or one entry, against a checkpoint.
+* :mod:`~hayflick_tlog.proof`: that one entry is in a log, to be kept and shown;
+* :mod:`~hayflick_tlog.verify`: a whole log against its checkpoint.
 """

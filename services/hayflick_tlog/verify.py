@@ -1,4 +1,4 @@
-"""Verifying a log that somebody else kept, with nothing but its files and a public key.
+"""Verifying a whole log that somebody else kept, with nothing but its files and a public key.
 
 The files are read by a function that takes a path and returns bytes, so that
 a directory, a web server and a running logger are verified alike.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hayflick_tlog.checkpoint import Checkpoint
 from hayflick_tlog.edge import Edge
-from hayflick_tlog.merkle import BadProof, check_inclusion, leaf_hash, root_of
+from hayflick_tlog.merkle import leaf_hash, root_of
 from hayflick_tlog.note import Verifier
 from hayflick_tlog.tiles import WIDTH, BadTile, Tile, split_bundle, split_tile
 
@@ -120,18 +120,6 @@ class _Block:
         return (self.start + len(self.entries), self.wrong) if self.wrong else None
 
 
-def verify_entry(entry: bytes, index: int, proof: list[bytes], note: str, verifier: Verifier) -> Checkpoint:
-    """Return the checkpoint in *note* when *proof* shows *entry* to be in its tree at *index*.
-
-    Raises:
-        BadNote: the key did not sign the checkpoint.
-        BadProof: the entry is not there.
-    """
-    checkpoint = Checkpoint.open(note, verifier)
-    check_inclusion(index, checkpoint.size, leaf_hash(entry), proof, checkpoint.root)
-    return checkpoint
-
-
 def entries_of(read: Read, size: int, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yield the entries from *start* up to *size*, unverified.
 
@@ -206,6 +194,3 @@ def _by_higher_tiles(read: Read, checkpoint: Checkpoint) -> int:
         if root_of(below) != above[index % WIDTH]:
             return start
     return checkpoint.size - checkpoint.size % WIDTH
-
-
-__all__ = ["BadProof", "Finding", "Read", "entries_of", "verify_entry", "verify_log"]

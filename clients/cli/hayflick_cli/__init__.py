@@ -1,0 +1,1 @@
+"""The ``hayflick`` command: what operators and auditors do from a terminal."""

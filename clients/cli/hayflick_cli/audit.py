@@ -1,0 +1,165 @@
+"""``hayflick audit``: verify, prove, export and reindex the record."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import typer
+
+from hayflick.v1 import logger_pb2, logger_pb2_grpc
+from hayflick_cli import export as exporting
+from hayflick_cli.failure import EXIT_BAD, Failure
+from hayflick_cli.log_source import CALL_SECONDS, load_key, open_source
+from hayflick_tlog.checkpoint import Checkpoint
+from hayflick_tlog.merkle import BadProof
+from hayflick_tlog.note import BadNote
+from hayflick_tlog.proof import Proof
+from hayflick_tlog.tiles import BadTile
+from hayflick_tlog.verify import entries_of, verify_log
+
+app = typer.Typer(help="The record: verify it, prove an entry, export it.", no_args_is_help=True)
+
+Where = Annotated[str, typer.Argument(help="the log's directory, or unix:… of a running logger")]
+Key = Annotated[
+    str,
+    typer.Option("--key", help="the log's public key (log.pub), or a file with it; from a source you trust"),
+]
+
+
+class Format(StrEnum):
+    """What an export is written as."""
+
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+@app.command()
+def verify(
+    where: Where,
+    key: Key,
+    checkpoint: Annotated[Path | None, typer.Option(help="a checkpoint that you kept, to hold it to")] = None,
+) -> None:
+    """Recompute the whole tree and compare it with what was signed; name the first bad entry."""
+    with open_source(where, checkpoint) as source:
+        verifier = load_key(key)
+        try:
+            finding = verify_log(source.read, source.checkpoint, verifier, on_entry=_require_place)
+        except BadNote as error:
+            _bad(f"the checkpoint is not signed by this key: {error}")
+        except _OutOfPlace as error:
+            _bad(str(error))
+    if not finding.intact:
+        _bad(f"entry {finding.first_bad_index} is bad: {finding.detail}")
+    typer.echo(f"intact: {finding.checkpoint.size} entries of {finding.checkpoint.origin}")
+    if finding.detail:
+        typer.echo(finding.detail, err=True)
+
+
+@app.command("verify-entry")
+def verify_entry(
+    proof: Annotated[Path, typer.Argument(help="a proof, as `hayflick audit prove` writes it")],
+    entry: Annotated[Path, typer.Argument(help="the entry's bytes, as `hayflick audit prove` writes them")],
+    key: Key,
+) -> None:
+    """Check one entry against a signed checkpoint, offline."""
+    try:
+        kept = Proof.parse(proof.read_text(encoding="utf-8"))
+        checkpoint = kept.verify(entry.read_bytes(), load_key(key))
+    except OSError as error:
+        raise Failure(str(error)) from None
+    except (BadProof, BadNote, UnicodeDecodeError) as error:
+        _bad(f"the entry is not proved: {error}")
+    typer.echo(f"proved: entry {kept.index} of the {checkpoint.size} of {checkpoint.origin}")
+
+
+@app.command()
+def prove(
+    where: Annotated[str, typer.Argument(help="unix:… of a running logger")],
+    index: Annotated[int, typer.Argument(min=0, help="which entry")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="where to: FILE.entry and FILE.proof")],
+) -> None:
+    """Write an entry and the proof that it is in the log, to be kept and shown."""
+    if not where.startswith("unix:"):
+        raise Failure("a proof is made by a running logger: unix:///…/logger.sock")
+    with open_source(where) as source, grpc.insecure_channel(where) as channel:
+        stub = logger_pb2_grpc.LoggerServiceStub(channel)
+        size = int(source.checkpoint.split("\n")[1])
+        request = logger_pb2.GetInclusionProofRequest(index=index, tree_size=size)
+        try:
+            answer = stub.GetInclusionProof(request, timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            raise Failure(f"no proof: {error.details()}") from None
+        (entry,) = [data for at, data in entries_of(source.read, index + 1, index) if at == index]
+    kept = Proof(index, tuple(answer.hashes), source.checkpoint)
+    output.with_name(output.name + ".entry").write_bytes(entry)
+    output.with_name(output.name + ".proof").write_text(str(kept), encoding="utf-8")
+    typer.echo(f"wrote {output}.entry and {output}.proof")
+
+
+@app.command()
+def checkpoint(where: Where) -> None:
+    """Print the signed checkpoint, to be kept elsewhere: nothing that it covers can change unseen."""
+    with open_source(where) as source:
+        sys.stdout.write(source.checkpoint)
+
+
+@app.command()
+def export(
+    where: Where,
+    key: Key,
+    output: Annotated[Path, typer.Option("--output", "-o", help="the file to write; - for standard output")],
+    format_: Annotated[Format, typer.Option("--format", help="of the file")] = Format.JSONL,
+) -> None:
+    """Write every entry of a log that was signed by KEY as JSON Lines or Parquet."""
+    with open_source(where) as source:
+        try:
+            signed = Checkpoint.open(source.checkpoint, load_key(key))
+            entries = entries_of(source.read, signed.size)
+            count = (
+                exporting.jsonl(entries, output)
+                if format_ is Format.JSONL
+                else exporting.parquet(entries, output)
+            )
+        except BadNote as error:
+            _bad(f"the checkpoint is not signed by this key: {error}")
+        except (OSError, BadTile) as error:
+            raise Failure(str(error)) from None
+    typer.echo(f"wrote {count} entries", err=True)
+
+
+@app.command()
+def reindex(
+    data_dir: Annotated[Path, typer.Argument(help="a logger's data directory; the logger must not run")],
+) -> None:
+    """Build the index of a record anew from the log alone."""
+    from hayflick_logger.maintenance import reindex as rebuild  # the rest needs no logger
+    from hayflick_rpc.errors import HayflickError
+
+    try:
+        count = rebuild(data_dir)
+    except (OSError, HayflickError) as error:
+        raise Failure(str(error)) from None
+    typer.echo(f"indexed {count} entries")
+
+
+class _OutOfPlace(Exception):
+    """An entry states another index than its place."""
+
+
+def _require_place(index: int, entry: bytes) -> None:
+    try:
+        stated = json.loads(entry)["index"]
+    except (ValueError, KeyError, TypeError):
+        raise _OutOfPlace(f"entry {index} is bad: it is not an entry of this log's kind") from None
+    if stated != index:
+        raise _OutOfPlace(f"entry {index} is bad: it states index {stated}")
+
+
+def _bad(message: str) -> None:
+    typer.echo(f"hayflick: {message}", err=True)
+    raise typer.Exit(EXIT_BAD)

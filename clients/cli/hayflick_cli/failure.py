@@ -1,0 +1,18 @@
+"""Why a verb could not be carried out, for people."""
+
+from __future__ import annotations
+
+import grpc
+
+EXIT_BAD = 1
+EXIT_FAILED = 2
+
+
+class Failure(Exception):
+    """A verb could not be carried out. Its text says why, and what to do."""
+
+
+def words_of(error: grpc.RpcError) -> str:
+    """Return what a service said when it refused, for people."""
+    details = getattr(error, "details", None)
+    return str(details()) if callable(details) else str(error)

@@ -1,0 +1,100 @@
+"""Where a log is read from: a directory of its files, or a running logger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from hayflick.v1 import logger_pb2, logger_pb2_grpc
+from hayflick_cli.failure import Failure
+from hayflick_tlog.note import BadNote, Verifier
+
+CALL_SECONDS = 60.0
+MAX_MESSAGE_BYTES = 24 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class LogSource:
+    """A log that can be read.
+
+    Attributes:
+        read: Returns a file by its path; raises OSError when there is none.
+        checkpoint: The signed head.
+        stated_key: The key that the source itself names; ``None`` when it names none.
+    """
+
+    read: Callable[[str], bytes]
+    checkpoint: str
+    stated_key: str | None
+
+
+@contextmanager
+def open_source(where: str, checkpoint: Path | None = None) -> Iterator[LogSource]:
+    """Open the log at *where*: a directory, or the ``unix:`` address of a logger.
+
+    Args:
+        where: See above.
+        checkpoint: A note to use instead of the source's own.
+
+    Raises:
+        Failure: there is no log.
+    """
+    note = None if checkpoint is None else _text(checkpoint)
+    if not where.startswith("unix:"):
+        yield _directory(Path(where), note)
+        return
+    options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(where, options=options) as channel:
+        stub = logger_pb2_grpc.LoggerServiceStub(channel)
+        try:
+            head = stub.GetCheckpoint(logger_pb2.GetCheckpointRequest(), timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            raise Failure(f"no logger answers at {where}: {_details(error)}") from None
+
+        def read(path: str) -> bytes:
+            try:
+                return bytes(stub.GetTile(logger_pb2.GetTileRequest(path=path), timeout=CALL_SECONDS).data)
+            except grpc.RpcError as error:
+                raise OSError(_details(error)) from None
+
+        yield LogSource(read, note or head.checkpoint, head.verifier_key)
+
+
+def load_key(key: str) -> Verifier:
+    """Return the verifier key in *key*: the key itself, or a file that holds it.
+
+    Raises:
+        Failure: it is neither.
+    """
+    path = Path(key)
+    try:
+        text = _text(path) if "+" not in key or path.is_file() else key
+        return Verifier.parse(text)
+    except BadNote as error:
+        raise Failure(f"--key: {error}") from None
+
+
+def _directory(directory: Path, note: str | None) -> LogSource:
+    # A logger's own directory holds the log in one of this name.
+    root = directory / "log" if (directory / "log" / "checkpoint").exists() else directory
+    if note is None:
+        note = _text(root / "checkpoint")
+    public = directory / "log.pub"
+    return LogSource(
+        lambda path: (root / path).read_bytes(), note, _text(public) if public.is_file() else None
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(f"{path} cannot be read: {error}") from None
+
+
+def _details(error: grpc.RpcError) -> str:
+    return str(error.details()) if isinstance(error, grpc.Call) else str(error)
