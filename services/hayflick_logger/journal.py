@@ -123,15 +123,22 @@ class Journal:
         return self._tail.edge
 
     @property
+    def published(self) -> bool:
+        """Whether the checkpoint on disk covers all that is durable."""
+        return self._published_size == self.next_index
+
+    @property
     def next_index(self) -> int:
         """The index of the entry that will come next."""
         return self._tail.edge.size
 
     def close(self) -> None:
         """Publish, and close the file that grows."""
-        self._tiler.shutdown()
-        with contextlib.suppress(OSError):
+        try:
             self.publish()
+        except OSError as error:
+            log.warning("the checkpoint on disk stays behind: %s", error)
+        self._tiler.shutdown()
         os.close(self._descriptor)
         self._descriptor = -1
 
@@ -187,7 +194,7 @@ class Journal:
         Raises:
             OSError: the disk refused.
         """
-        if self.next_index == self._published_size:
+        if self.published:
             return
         # What fills a bundle is written once, durable, and never as a partial one.
         while len(self._tail.entries) >= WIDTH:

@@ -126,7 +126,7 @@ class Recorder:
         Waits for the first, but no longer than what is unwritten may wait.
         """
         events, size_bytes = 0, 0
-        timeout_seconds = max(0.0, self._flush_at - time.monotonic()) if self._record.waiting else None
+        timeout_seconds = self._idle_seconds()
         while events < MAX_COMMIT_EVENTS and size_bytes < MAX_COMMIT_BYTES:
             try:
                 waiting = self._queue.get(timeout=timeout_seconds)
@@ -183,18 +183,24 @@ class Recorder:
             else:
                 waiting.done.set_result(outcome)
 
+    def _idle_seconds(self) -> float | None:
+        """Return how long there is nothing to do but to wait for a batch; ``None`` for ever."""
+        due = [self._flush_at] if self._record.waiting else []
+        if not self._record.journal.published:
+            due.append(self._publish_at)
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
     def _flush_when_due(self) -> None:
-        unwritten = self._record.waiting
-        if not unwritten or (unwritten < MAX_UNWRITTEN and time.monotonic() < self._flush_at):
-            return
+        now, unwritten = time.monotonic(), self._record.waiting
         try:
-            self._record.flush()
-            if time.monotonic() >= self._publish_at:
-                self._publish_at = time.monotonic() + PUBLISH_SECONDS
+            if unwritten >= MAX_UNWRITTEN or (unwritten and now >= self._flush_at):
+                self._record.flush()
+            if now >= self._publish_at and not self._record.journal.published:
+                self._publish_at = now + PUBLISH_SECONDS
                 self._record.publish()
         except HayflickError as error:
             log.error("%s", error.message)  # noqa: TRY400 -- the text says it all
-            self._flush_at = time.monotonic() + RETRY_SECONDS
+            self._flush_at = now + RETRY_SECONDS
 
 
 def _refusal(plan: Plan, batch: Batch) -> HayflickError | None:

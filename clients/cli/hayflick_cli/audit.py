@@ -13,7 +13,7 @@ import typer
 
 from hayflick.v1 import logger_pb2, logger_pb2_grpc
 from hayflick_cli import export as exporting
-from hayflick_cli.failure import EXIT_BAD, Failure
+from hayflick_cli.failure import EXIT_BAD, Failure, words_of
 from hayflick_cli.log_source import CALL_SECONDS, load_key, open_source
 from hayflick_tlog.checkpoint import Checkpoint
 from hayflick_tlog.merkle import BadProof
@@ -93,7 +93,7 @@ def prove(
         try:
             answer = stub.GetInclusionProof(request, timeout=CALL_SECONDS)
         except grpc.RpcError as error:
-            raise Failure(f"no proof: {error.details()}") from None
+            raise Failure(f"no proof: {words_of(error)}") from None
         (entry,) = [data for at, data in entries_of(source.read, index + 1, index) if at == index]
     kept = Proof(index, tuple(answer.hashes), source.checkpoint)
     output.with_name(output.name + ".entry").write_bytes(entry)

@@ -12,7 +12,7 @@ import grpc
 import typer
 
 from hayflick.v1 import controller_pb2, controller_pb2_grpc
-from hayflick_cli.failure import Failure
+from hayflick_cli.failure import Failure, words_of
 
 CALL_SECONDS = 30.0
 PAGE = 1_000
@@ -95,4 +95,4 @@ def _stub(address: str) -> Iterator[controller_pb2_grpc.ControllerServiceStub]:
         try:
             yield controller_pb2_grpc.ControllerServiceStub(channel)
         except grpc.RpcError as error:
-            raise Failure(error.details() if isinstance(error, grpc.Call) else str(error)) from None
+            raise Failure(words_of(error)) from None

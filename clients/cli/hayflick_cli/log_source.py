@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 
 from hayflick.v1 import logger_pb2, logger_pb2_grpc
-from hayflick_cli.failure import Failure
+from hayflick_cli.failure import Failure, words_of
 from hayflick_tlog.note import BadNote, Verifier
 
 CALL_SECONDS = 60.0
@@ -53,13 +53,13 @@ def open_source(where: str, checkpoint: Path | None = None) -> Iterator[LogSourc
         try:
             head = stub.GetCheckpoint(logger_pb2.GetCheckpointRequest(), timeout=CALL_SECONDS)
         except grpc.RpcError as error:
-            raise Failure(f"no logger answers at {where}: {_details(error)}") from None
+            raise Failure(f"no logger answers at {where}: {words_of(error)}") from None
 
         def read(path: str) -> bytes:
             try:
                 return bytes(stub.GetTile(logger_pb2.GetTileRequest(path=path), timeout=CALL_SECONDS).data)
             except grpc.RpcError as error:
-                raise OSError(_details(error)) from None
+                raise OSError(words_of(error)) from None
 
         yield LogSource(read, note or head.checkpoint, head.verifier_key)
 
@@ -94,7 +94,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Failure(f"{path} cannot be read: {error}") from None
-
-
-def _details(error: grpc.RpcError) -> str:
-    return str(error.details()) if isinstance(error, grpc.Call) else str(error)
