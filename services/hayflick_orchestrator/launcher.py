@@ -24,6 +24,7 @@ from hayflick_rpc.errors import HayflickError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from hayflick.v1.controller_pb2 import ContractTerms
     from hayflick_orchestrator.controller_client import ControllerClient
     from hayflick_orchestrator.host import Host
     from hayflick_orchestrator.records import Records
@@ -124,7 +125,7 @@ class Launcher:
             raise
         birth.registered = True
         try:
-            return await self._build(birth, record, policy)
+            return await self._build(birth, record, registration.terms, policy)
         except BaseException as error:
             await self._give_back(birth, error)
             raise
@@ -140,7 +141,9 @@ class Launcher:
         if registration.sent:
             self._supervisor.spawn(give_back(), f"give back {birth.worker_id}")
 
-    async def _build(self, birth: Birth, record: WorkerMessage, policy: Policy) -> Worker:
+    async def _build(
+        self, birth: Birth, record: WorkerMessage, terms: ContractTerms, policy: Policy
+    ) -> Worker:
         birth.check()
         birth.cgroup_path = self._place(record)
         try:
@@ -162,7 +165,7 @@ class Launcher:
             birth.check()
             self.require_open()
         record.manifest.CopyFrom(birth.manifest)
-        worker = Worker.of(record, sandbox)
+        worker = Worker.of(record, terms, sandbox)
         self._supervisor.adopt(worker)
         return worker
 

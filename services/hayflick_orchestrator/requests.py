@@ -86,7 +86,7 @@ def policy_of(resources: Resources, worker_id: str) -> Policy:
 
     Raises:
         HayflickError: INVALID_FIELD for a limit out of range;
-            LIMIT_NOT_ENFORCEABLE when the outside network is asked for.
+            LIMIT_NOT_ENFORCEABLE when anything outside is asked for.
     """
     if resources.network.allow_external:
         raise HayflickError(
@@ -94,6 +94,12 @@ def policy_of(resources: Resources, worker_id: str) -> Policy:
             "resources.network.allow_external: this node gives no worker the outside network, "
             "because it could not hold it to a policy",
             metadata={"layer": "network", "remedy": "leave allow_external unset"},
+        )
+    if resources.network.allowed_hosts:
+        raise HayflickError(
+            ErrorReason.ERROR_REASON_LIMIT_NOT_ENFORCEABLE,
+            "resources.network.allowed_hosts: this node has no proxy that would hold a worker to them",
+            metadata={"layer": "network", "remedy": "leave allowed_hosts empty"},
         )
     given: dict[str, int] = {
         "memory_bytes": resources.memory_limit_bytes,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
 
-from hayflick.v1.controller_pb2 import WorkerBeat
+from hayflick.v1.controller_pb2 import ContractTerms, WorkerBeat
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick.v1.orchestrator_pb2 import Sandbox as SandboxMessage
 from hayflick.v1.resources_pb2 import EndReason, Exit, Manifest, State, Usage
@@ -69,6 +69,7 @@ class Worker:
 
     Attributes:
         record: As the controller registered it, with its manifest.
+        terms: What its contract has this node hold it to.
         verdict: Resolves when it is dead, with why.
         ended: Resolves when nothing of it is left and the controller knows.
         own_freeze: Whether a freeze was ordered for it, not only for an ancestor.
@@ -76,6 +77,7 @@ class Worker:
     """
 
     record: WorkerMessage
+    terms: ContractTerms
     sandbox: Sandbox
     cpu_limit_seconds: float | None
     serial: int
@@ -94,13 +96,14 @@ class Worker:
     on_end: Callable[[], None] | None = None
 
     @classmethod
-    def of(cls, record: WorkerMessage, sandbox: Sandbox) -> Worker:
-        """Return the worker registered as *record* that runs in *sandbox*."""
+    def of(cls, record: WorkerMessage, terms: ContractTerms, sandbox: Sandbox) -> Worker:
+        """Return the worker registered as *record* under *terms* that runs in *sandbox*."""
         loop = asyncio.get_running_loop()
         resources = record.resources
         limit = wire.seconds(resources.cpu_time_limit) if resources.HasField("cpu_time_limit") else None
         return cls(
             record=record,
+            terms=terms,
             sandbox=sandbox,
             cpu_limit_seconds=limit,
             serial=next(_serials),
