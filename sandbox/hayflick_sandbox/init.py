@@ -39,20 +39,36 @@ def main(
     """Confine this process and serve until the channel ends. Never returns."""
     status = 1
     try:
-        if _confine(steps, channel_fd):
+        opened = _confine(steps, channel_fd)
+        if opened is not None:
             prctl.set_name("hayflick-init")
             channel = socket.socket(fileno=CHANNEL_FD)
+            _say_ready(channel, opened)
             Init(channel, environment, beat_seconds, cpu_time_seconds).serve()
             status = 0
     finally:
         os._exit(status)
 
 
-def _confine(steps: Sequence[Step], channel_fd: int) -> bool:
-    """Apply *steps*; on the first that fails say so on the channel and return ``False``."""
+def _say_ready(channel: socket.socket, opened: dict[str, int]) -> None:
+    """Hand over what was opened; from here on the orchestrator alone holds it."""
+    try:
+        socket.send_fds(channel, [messages.encode(Ready(tuple(opened)))], list(opened.values()))
+    except BrokenPipeError:
+        os._exit(0)
+    for descriptor in opened.values():
+        os.close(descriptor)
+
+
+def _confine(steps: Sequence[Step], channel_fd: int) -> dict[str, int] | None:
+    """Apply *steps*; return the descriptors that they opened for the orchestrator.
+
+    On the first that fails say so on the channel and return ``None``.
+    """
+    opened: dict[str, int] = {}
     for step in steps:
         try:
-            step.apply()
+            opened.update(step.apply() or {})
         except Exception as error:  # noqa: BLE001 -- whatever it is, no worker may run
             number, text = 0, repr(error)
             if isinstance(error, OSError):
@@ -68,10 +84,10 @@ def _confine(steps: Sequence[Step], channel_fd: int) -> bool:
                 with contextlib.suppress(BlockingIOError):
                     while sock.recv(messages.MAX_PACKET_BYTES):
                         continue
-            return False
+            return None
         if isinstance(step, KeepDescriptors):
             channel_fd = CHANNEL_FD
-    return True
+    return opened
 
 
 class Init:
@@ -96,7 +112,6 @@ class Init:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._send(Ready())
         poller = select.poll()
         poller.register(self._channel, select.POLLIN)
         poller.register(wake_read, select.POLLIN)

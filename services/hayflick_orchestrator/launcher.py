@@ -22,7 +22,7 @@ from hayflick_rpc import wire
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from hayflick.v1.controller_pb2 import ContractTerms
     from hayflick_orchestrator.controller_client import ControllerClient
@@ -51,7 +51,9 @@ class Launcher:
         *,
         degraded: Sequence[str],
         ready_timeout_seconds: float,
+        open_doors: Callable[[Worker], None],
     ) -> None:
+        self._open_doors = open_doors
         self._host = host
         self._population = population
         self._supervisor = supervisor
@@ -166,6 +168,7 @@ class Launcher:
             self.require_open()
         record.manifest.CopyFrom(birth.manifest)
         worker = Worker.of(record, terms, sandbox)
+        self._open_doors(worker)
         self._supervisor.adopt(worker)
         return worker
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from hayflick.v1.errors_pb2 import ErrorReason
-from hayflick.v1.resources_pb2 import EndReason, Manifest, Resources
+from hayflick.v1.resources_pb2 import EndReason, Manifest, NetworkPolicy, Resources
 from hayflick_orchestrator.lifecycle import Ask
 from hayflick_rpc import wire
 from hayflick_rpc.errors import HayflickError, invalid_field
+from hayflick_sandbox.doors import WORKER_SERVICE_PATH
 from hayflick_sandbox.policy import Limits, Policy
 
 if TYPE_CHECKING:
@@ -120,11 +121,18 @@ def policy_of(resources: Resources, worker_id: str) -> Policy:
         return Policy(
             limits=Limits(**given),
             loopback=resources.network.allow_loopback,
+            worker_service=resources.network.allow_controller,
             hostname=f"worker-{worker_id}"[:63],
+            environment=_environment(resources.network),
         )
     except ValueError as error:
         name, _, message = str(error).partition(": ")
         raise invalid_field(f"manifest.resources.{name}", message) from error
+
+
+def _environment(network: NetworkPolicy) -> dict[str, str]:
+    """Return the variables that tell a worker's programs where its doors are."""
+    return {"HAYFLICK_WORKER": f"unix://{WORKER_SERVICE_PATH}"} if network.allow_controller else {}
 
 
 def task_spec(task: Task, info: Mapping[str, object]) -> TaskSpec:

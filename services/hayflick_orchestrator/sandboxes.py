@@ -6,6 +6,7 @@ predicate is evaluated.
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import logging
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 # What one wake-up reads from one init at most, so that none starves the others.
 PACKETS_AT_ONCE = 64
+_RIGHTS_BYTES = socket.CMSG_SPACE(len(messages.DESCRIPTORS) * array.array("i").itemsize)
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +101,8 @@ class Sandbox:
         forked: Resolves when the zygote answered: true when a process exists.
         dead: Resolves when no process of it runs.
         idle: Set while it has no task whose end was not reported.
+        descriptors: What init opened inside and handed over, by name; whoever
+            takes one out closes it.
         last_beat_monotonic: When its init was last heard.
         last_beat_time: The same by the wall clock.
     """
@@ -118,6 +122,7 @@ class Sandbox:
         self.asked_at_monotonic = time.monotonic()
         self.ready_time: datetime | None = None
         self.build_seconds = 0.0
+        self.descriptors: dict[str, int] = {}
         self.last_beat_monotonic = self.asked_at_monotonic
         self.last_beat_time = datetime.now(UTC)
         self._channel = channel
@@ -207,7 +212,9 @@ class Sandbox:
             return False
         try:
             # One byte more than allowed, so that a longer packet is seen to be one.
-            packet = self._channel.recv(MAX_PACKET_BYTES + 1)
+            packet, ancillary, flags, _ = self._channel.recvmsg(
+                MAX_PACKET_BYTES + 1, _RIGHTS_BYTES, socket.MSG_CMSG_CLOEXEC
+            )
         except (BlockingIOError, InterruptedError):
             return False
         except ConnectionResetError:
@@ -215,16 +222,34 @@ class Sandbox:
             # init's last words may wait behind it.
             return True
         except OSError:
-            packet = b""
+            packet, ancillary, flags = b"", [], 0
+        rights = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                rights.frombytes(data)
+        try:
+            return self._received(packet, rights, whole=not flags & socket.MSG_CTRUNC)
+        finally:
+            for descriptor in rights:
+                os.close(descriptor)
+
+    def _received(self, packet: bytes, rights: array.array[int], *, whole: bool) -> bool:
         if not packet:
             self._loop.remove_reader(self._channel)
             return False
         try:
             if len(packet) > MAX_PACKET_BYTES:
                 raise ProtocolViolation("a packet of init is too long")
-            self._take(messages.parse_from_init(packet))
+            message = messages.parse_from_init(packet)
+            names = message.descriptors if isinstance(message, Ready) else ()
+            if not whole or len(rights) != len(names) or (names and self.ready.done()):
+                raise ProtocolViolation("init sent descriptors that were not asked for")
+            self.descriptors.update(zip(names, rights, strict=True))
+            del rights[:]
+            self._take(message)
         except ProtocolViolation as violation:
             self._loop.remove_reader(self._channel)
+            self._fail_ready(SandboxError("ready", 0, str(violation)))
             if self.on_violation is not None:
                 self.on_violation(str(violation))
             return False
@@ -303,6 +328,8 @@ class Sandbox:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
+        while self.descriptors:
+            os.close(self.descriptors.popitem()[1])
 
 
 def _status(death: Death) -> str:

@@ -311,6 +311,9 @@ class Supervisor:
         below = [birth for birth in self._population.births if birth.parent_id in family]
         for birth in below:
             birth.frozen = True
+        for member in self._population.family(worker_id):
+            for door in member.doors.values():
+                door.hold()
         await asyncio.gather(*(self._host.kill(birth.cgroup_path) for birth in below if birth.cgroup_path))
         confirmed = await self._host.freeze(worker.cgroup_path)
         members = self._population.family(worker_id)
@@ -340,6 +343,8 @@ class Supervisor:
                 # Its init could not beat; it gets the full time to do so again.
                 member.sandbox.last_beat_monotonic = time.monotonic()
                 self._apply(member, Thawed())
+                for door in member.doors.values():
+                    door.release()
                 thawed.append(member.worker_id)
         return Report(tuple(thawed), (), time.monotonic() - started)
 
@@ -429,6 +434,8 @@ class Supervisor:
         oom_kills = self._host.oom_kills(sandbox)
         asked = worker.life.ask
         self._apply(worker, Died())
+        for door in worker.doors.values():
+            door.close()
         if worker.cancel_expiry is not None:
             worker.cancel_expiry()
         facts = WorkerFacts(ask=asked, oom_kills=oom_kills, exit_code=death.exit_code, signal=death.signal)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -27,6 +27,19 @@ if TYPE_CHECKING:
     from hayflick_sandbox import cgroups
 
 _serials = itertools.count(1)
+
+
+class Door(Protocol):
+    """A way out of a sandbox that its licence gives."""
+
+    def hold(self) -> None:
+        """Let nothing more through, and lose nothing, until :meth:`release`."""
+
+    def release(self) -> None:
+        """Let through again."""
+
+    def close(self) -> None:
+        """Shut it for good, and cut whoever is in it. Idempotent."""
 
 
 class Birth:
@@ -74,6 +87,7 @@ class Worker:
         ended: Resolves when nothing of it is left and the controller knows.
         own_freeze: Whether a freeze was ordered for it, not only for an ancestor.
         told_by_result: Whether the result of an order tells the controller of its end.
+        doors: Its ways out, by name; closed when it is dead.
     """
 
     record: WorkerMessage
@@ -87,6 +101,7 @@ class Worker:
     ended: asyncio.Future[WorkerMessage]
     own_freeze: bool = False
     told_by_result: bool = False
+    doors: dict[str, Door] = field(default_factory=dict)
     heard_monotonic: float = 0.0
     read_monotonic: float | None = None
     metered_monotonic: float | None = None
