@@ -97,13 +97,28 @@ class KillTask:
     signal: int
 
 
-ToInit = SetEnvironment | RunTask | KillTask
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Read or write one file of the workspace; its TaskExited tells an errno, 0 when all is well.
+
+    Descriptors come with it: for "get" the pipe to write the bytes to; for "put"
+    the pipe to read them from, and the one that says how many they were.
+    """
+
+    task_id: str
+    kind: Literal["put", "get"]
+    path: str
+    executable: bool = False
+    max_bytes: int = 0
+
+
+ToInit = SetEnvironment | RunTask | KillTask | Transfer
 
 _FROM_INIT: dict[str, Callable[..., FromInit]] = {
     kind.__name__: kind for kind in (Ready, SetupFailed, Beat, TaskStarted, TaskExited)
 }
 _TO_INIT: dict[str, Callable[..., ToInit]] = {
-    kind.__name__: kind for kind in (SetEnvironment, RunTask, KillTask)
+    kind.__name__: kind for kind in (SetEnvironment, RunTask, KillTask, Transfer)
 }
 # What each field may be; a field that is not named here is not in any message.
 _FIELDS: dict[str, tuple[type, ...]] = {

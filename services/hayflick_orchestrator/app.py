@@ -24,6 +24,7 @@ from hayflick_orchestrator.predicates import Predicates
 from hayflick_orchestrator.records import Records
 from hayflick_orchestrator.servicer import OrchestratorServicer
 from hayflick_orchestrator.supervisor import Supervisor
+from hayflick_orchestrator.transfers import Transfers
 from hayflick_orchestrator.worker_service import WorkerGate
 from hayflick_orchestrator.worker_tasks import WorkerTasks
 from hayflick_rpc.audit import AuditClient
@@ -125,6 +126,7 @@ class Orchestrator:
             self._supervisor,
             self._launcher,
             tasks,
+            transfers=Transfers(self._supervisor, self._records),
             layers=layers,
             on_launch=self._link.nudge,
         )

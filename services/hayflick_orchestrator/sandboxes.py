@@ -28,6 +28,7 @@ from hayflick_sandbox.messages import (
     SetupFailed,
     TaskExited,
     TaskStarted,
+    Transfer,
 )
 
 if TYPE_CHECKING:
@@ -292,8 +293,8 @@ class Sandbox:
 
     # What init is told.
 
-    def begin(self, order: RunTask, descriptors: Sequence[int]) -> Ticket:
-        """Tell init to start a task; the descriptors stay the caller's to close.
+    def begin(self, order: RunTask | Transfer, descriptors: Sequence[int]) -> Ticket:
+        """Tell init to start a task or a transfer; the descriptors stay the caller's to close.
 
         Raises:
             SandboxError: init does not take it.
