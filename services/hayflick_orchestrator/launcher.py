@@ -17,7 +17,7 @@ from hayflick.v1.resources_pb2 import Worker as WorkerMessage
 from hayflick_orchestrator.controller_client import Registration
 from hayflick_orchestrator.lifecycle import Ask
 from hayflick_orchestrator.requests import check_manifest, policy_of
-from hayflick_orchestrator.workers import Birth, Worker
+from hayflick_orchestrator.workers import Birth, Worker, quarantined
 from hayflick_rpc import wire
 from hayflick_rpc.errors import HayflickError
 
@@ -176,7 +176,7 @@ class Launcher:
         """Return where in the lineage tree the worker belongs.
 
         Raises:
-            HayflickError: PARENT_UNKNOWN.
+            HayflickError: PARENT_UNKNOWN, QUARANTINED.
         """
         if not record.parent_id:
             return f"{record.contract_id}/{record.worker_id}"
@@ -187,6 +187,8 @@ class Launcher:
                 f"parent {record.parent_id} does not live on this node; a child runs where its parent does",
                 metadata={"parent_id": record.parent_id},
             )
+        if parent.held:  # since the controller was asked
+            raise quarantined(record.parent_id)
         return f"{parent.cgroup_path}/children/{record.worker_id}"
 
     async def _give_back(self, birth: Birth, error: BaseException) -> None:

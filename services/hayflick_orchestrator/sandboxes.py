@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from hayflick_orchestrator.gates import Gate
+from hayflick_orchestrator.transcripts import Transcript
 from hayflick_sandbox import messages
 from hayflick_sandbox.messages import (
     MAX_PACKET_BYTES,
@@ -106,6 +108,9 @@ class Sandbox:
             takes one out closes it.
         last_beat_monotonic: When its init was last heard.
         last_beat_time: The same by the wall clock.
+        gate: Shut while it is quarantined; its channels are not read then.
+        transcript: The last output of its tasks.
+        peeks: By task, what shows output that waits to be read.
     """
 
     def __init__(self, launch_id: str, cgroup_path: str, uid: int, channel: socket.socket) -> None:
@@ -132,6 +137,10 @@ class Sandbox:
         self._tickets: dict[str, Ticket] = {}
         self.idle = asyncio.Event()
         self.idle.set()
+        self.gate = Gate(self._listen)
+        self.transcript = Transcript()
+        self.peeks: dict[str, Callable[[], dict[str, bytes]]] = {}
+        self._heard_out = False
         channel.setblocking(False)
         self._loop.add_reader(channel, self._readable)
 
@@ -183,7 +192,9 @@ class Sandbox:
     def _settle(self, death: Death) -> None:
         if self.dead.done():
             return
-        self._drain()  # its last words may still be in the socket
+        # Its last words may still be in the socket; one that died in quarantine has none.
+        if self.gate.is_open:
+            self._drain()
         self.dead.set_result(death)
         self._fail_ready(SandboxError("init", 0, f"init ended before it was ready ({_status(death)})"))
 
@@ -193,6 +204,19 @@ class Sandbox:
             self.ready.exception()  # whoever waits still gets it; nobody has to
 
     # What init says.
+
+    def _listen(self) -> None:
+        """Listen to init while the gate is open; what it sends meanwhile waits in the socket."""
+        if self._heard_out or self._channel.fileno() < 0:
+            return
+        if self.gate.is_open:
+            self._loop.add_reader(self._channel, self._readable)
+        else:
+            self._loop.remove_reader(self._channel)
+
+    def _hang_up(self) -> None:
+        self._heard_out = True
+        self._loop.remove_reader(self._channel)
 
     def _readable(self) -> None:
         for _ in range(PACKETS_AT_ONCE):
@@ -209,7 +233,7 @@ class Sandbox:
         self._readable()
 
     def _receive(self) -> bool:
-        if self._channel.fileno() < 0:
+        if self._channel.fileno() < 0 or not self.gate.is_open:
             return False
         try:
             # One byte more than allowed, so that a longer packet is seen to be one.
@@ -236,7 +260,7 @@ class Sandbox:
 
     def _received(self, packet: bytes, rights: array.array[int], *, whole: bool) -> bool:
         if not packet:
-            self._loop.remove_reader(self._channel)
+            self._hang_up()
             return False
         try:
             if len(packet) > MAX_PACKET_BYTES:
@@ -249,7 +273,7 @@ class Sandbox:
             del rights[:]
             self._take(message)
         except ProtocolViolation as violation:
-            self._loop.remove_reader(self._channel)
+            self._hang_up()
             self._fail_ready(SandboxError("ready", 0, str(violation)))
             if self.on_violation is not None:
                 self.on_violation(str(violation))

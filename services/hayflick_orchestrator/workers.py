@@ -86,6 +86,7 @@ class Worker:
         verdict: Resolves when it is dead, with why.
         ended: Resolves when nothing of it is left and the controller knows.
         own_freeze: Whether a freeze was ordered for it, not only for an ancestor.
+        thawed_monotonic: When it was last let out of quarantine.
         told_by_result: Whether the result of an order tells the controller of its end.
         doors: Its ways out, by name; closed when it is dead.
     """
@@ -100,6 +101,7 @@ class Worker:
     verdict: asyncio.Future[Exit]
     ended: asyncio.Future[WorkerMessage]
     own_freeze: bool = False
+    thawed_monotonic: float = 0.0
     told_by_result: bool = False
     doors: dict[str, Door] = field(default_factory=dict)
     heard_monotonic: float = 0.0
@@ -149,6 +151,11 @@ class Worker:
         return self.sandbox.cgroup_path
 
     @property
+    def held(self) -> bool:
+        """Whether its channels are cut: it is quarantined, or about to be."""
+        return not self.sandbox.gate.is_open
+
+    @property
     def may_call(self) -> bool:
         """Whether its policy lets it replicate and drive its descendants."""
         return self.record.resources.network.allow_controller
@@ -196,7 +203,7 @@ class Worker:
             HayflickError: WORKER_EXPIRED, KILL_SWITCH_ENGAGED, QUARANTINED or
                 WORKER_NOT_RUNNING.
         """
-        if self.life.accepts_tasks and not self.expired():
+        if self.life.accepts_tasks and not self.held and not self.expired():
             return
         if self.verdict.done():
             raise refusal_after(self.worker_id, self.verdict.result().reason, self.life.state)
@@ -204,7 +211,7 @@ class Worker:
             raise refusal_after(self.worker_id, self.life.ask.reason, self.life.state)
         if self.expired():
             raise refusal_after(self.worker_id, EndReason.END_REASON_EXPIRED, self.life.state)
-        if self.life.state == State.STATE_QUARANTINED:
+        if self.held or self.life.state == State.STATE_QUARANTINED:
             raise quarantined(self.worker_id)
         raise refusal_after(self.worker_id, EndReason.END_REASON_UNSPECIFIED, self.life.state)
 
