@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import itertools
 import os
 import select
 import signal
@@ -20,8 +21,17 @@ from typing import NoReturn
 
 import prctl
 
-from hayflick_sandbox import messages, tasks
-from hayflick_sandbox.messages import Beat, KillTask, Ready, RunTask, SetupFailed, TaskExited, TaskStarted
+from hayflick_sandbox import families, messages, tasks, transfer
+from hayflick_sandbox.messages import (
+    Beat,
+    KillTask,
+    Ready,
+    RunTask,
+    SetupFailed,
+    TaskExited,
+    TaskStarted,
+    Transfer,
+)
 from hayflick_sandbox.process import CHANNEL_FD, KeepDescriptors
 from hayflick_sandbox.steps import Step
 
@@ -39,20 +49,36 @@ def main(
     """Confine this process and serve until the channel ends. Never returns."""
     status = 1
     try:
-        if _confine(steps, channel_fd):
+        opened = _confine(steps, channel_fd)
+        if opened is not None:
             prctl.set_name("hayflick-init")
             channel = socket.socket(fileno=CHANNEL_FD)
+            _say_ready(channel, opened)
             Init(channel, environment, beat_seconds, cpu_time_seconds).serve()
             status = 0
     finally:
         os._exit(status)
 
 
-def _confine(steps: Sequence[Step], channel_fd: int) -> bool:
-    """Apply *steps*; on the first that fails say so on the channel and return ``False``."""
+def _say_ready(channel: socket.socket, opened: dict[str, int]) -> None:
+    """Hand over what was opened; from here on the orchestrator alone holds it."""
+    try:
+        socket.send_fds(channel, [messages.encode(Ready(tuple(opened)))], list(opened.values()))
+    except BrokenPipeError:
+        os._exit(0)
+    for descriptor in opened.values():
+        os.close(descriptor)
+
+
+def _confine(steps: Sequence[Step], channel_fd: int) -> dict[str, int] | None:
+    """Apply *steps*; return the descriptors that they opened for the orchestrator.
+
+    On the first that fails say so on the channel and return ``None``.
+    """
+    opened: dict[str, int] = {}
     for step in steps:
         try:
-            step.apply()
+            opened.update(step.apply() or {})
         except Exception as error:  # noqa: BLE001 -- whatever it is, no worker may run
             number, text = 0, repr(error)
             if isinstance(error, OSError):
@@ -68,10 +94,10 @@ def _confine(steps: Sequence[Step], channel_fd: int) -> bool:
                 with contextlib.suppress(BlockingIOError):
                     while sock.recv(messages.MAX_PACKET_BYTES):
                         continue
-            return False
+            return None
         if isinstance(step, KeepDescriptors):
             channel_fd = CHANNEL_FD
-    return True
+    return opened
 
 
 class Init:
@@ -88,7 +114,9 @@ class Init:
         self._environment = environment
         self._beat_seconds = beat_seconds
         self._cpu_time_seconds = cpu_time_seconds
-        self._tasks: dict[int, str] = {}
+        # By process: the name and the serial number of its task.
+        self._tasks: dict[int, tuple[str, int]] = {}
+        self._serials = itertools.count(1)
 
     def serve(self) -> None:
         """Serve until the orchestrator is gone."""
@@ -96,7 +124,6 @@ class Init:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._send(Ready())
         poller = select.poll()
         poller.register(self._channel, select.POLLIN)
         poller.register(wake_read, select.POLLIN)
@@ -143,7 +170,7 @@ class Init:
                 descriptors.frombytes(data)
         try:
             order = messages.parse_to_init(packet)
-            if isinstance(order, RunTask):
+            if isinstance(order, RunTask | Transfer):
                 self._start(order, list(descriptors))
             elif isinstance(order, KillTask):
                 self._kill(order)
@@ -154,31 +181,38 @@ class Init:
                 os.close(descriptor)
         return True
 
-    def _start(self, task: RunTask, descriptors: list[int]) -> None:
+    def _start(self, task: RunTask | Transfer, descriptors: list[int]) -> None:
+        serial = next(self._serials)
         try:
             pid = os.fork()
         except OSError as error:
-            if error.errno != errno.EAGAIN:
+            if error.errno not in (errno.EAGAIN, errno.ENOMEM):
                 raise
             # pids.max: the worker's other tasks used it up. That is the task's failure.
-            os.write(descriptors[1], b"the sandbox has no process left for this task (pids limit)\n")
+            code = error.errno
+            if isinstance(task, RunTask):
+                code = tasks.EXIT_CANNOT_EXECUTE
+                os.write(descriptors[1], b"the sandbox has no process left for this task (pids limit)\n")
             self._send(TaskStarted(task.task_id))
-            self._send(TaskExited(task.task_id, tasks.EXIT_CANNOT_EXECUTE, None, 0.0, 0))
+            self._send(TaskExited(task.task_id, code, None, 0.0, 0))
             return
         if pid == 0:
-            tasks.run(task, descriptors, self._environment, self._cpu_time_seconds)
-        self._tasks[pid] = task.task_id
+            if isinstance(task, Transfer):
+                transfer.run(task, descriptors, serial)
+            tasks.run(task, descriptors, self._environment, serial=serial, cpu_time=self._cpu_time_seconds)
+        self._tasks[pid] = (task.task_id, serial)
         self._send(TaskStarted(task.task_id))
 
     def _kill(self, order: KillTask) -> None:
-        leader = next((pid for pid, name in self._tasks.items() if name == order.task_id), None)
-        if leader is None:
-            return
-        # A stopped parent cannot fork while its family is being listed.
-        if order.signal == signal.SIGKILL:
-            _signal(leader, signal.SIGSTOP)
-        for pid in family(leader):
-            _signal(pid, order.signal)
+        for leader, (name, serial) in self._tasks.items():
+            if name != order.task_id:
+                continue
+            # It may not have marked itself yet.
+            families.send({leader}, order.signal)
+            if order.signal == signal.SIGKILL:
+                families.kill(serial)
+            else:
+                families.send(families.members(serial) - {leader}, order.signal)
 
     def _reap(self) -> None:
         while True:
@@ -188,9 +222,11 @@ class Init:
                 return
             if pid == 0:
                 return
-            task_id = self._tasks.pop(pid, None)
-            if task_id is None:
+            if pid not in self._tasks:
                 continue  # an orphan of some task, reparented to us
+            task_id, serial = self._tasks.pop(pid)
+            # A task ends with all that it started.
+            families.kill(serial)
             code = os.waitstatus_to_exitcode(status)
             self._send(
                 TaskExited(
@@ -201,36 +237,3 @@ class Init:
                     max_rss_bytes=usage.ru_maxrss * 1024,
                 )
             )
-
-
-def family(leader: int) -> list[int]:
-    """Return *leader*, its descendants, and whoever shares its session, by /proc."""
-    parents: dict[int, int] = {}
-    members = {leader}
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            continue  # it ended meanwhile
-        # After the command's name: state, ppid, pgrp, session (proc_pid_stat(5)).
-        pid = int(name)
-        parents[pid] = int(fields[1])
-        if int(fields[3]) == leader:
-            members.add(pid)
-    grown = True
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in members} - members
-        members |= more
-        grown = bool(more)
-    members.discard(os.getpid())
-    return sorted(members)
-
-
-def _signal(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return

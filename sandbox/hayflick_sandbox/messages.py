@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar
 M = TypeVar("M")
 
 MAX_PACKET_BYTES = 64 * 1024
+# What init may send with Ready, in the order that it names them.
+DESCRIPTORS = ("worker_service",)
 
 
 class ProtocolViolation(Exception):
@@ -23,7 +25,13 @@ class ProtocolViolation(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The confinement is complete; tasks may come."""
+    """The confinement is complete; tasks may come.
+
+    Attributes:
+        descriptors: The names of those that come with this packet, in their order.
+    """
+
+    descriptors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +97,32 @@ class KillTask:
     signal: int
 
 
-ToInit = SetEnvironment | RunTask | KillTask
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Read or write one file of the workspace; its TaskExited tells an errno, 0 when all is well.
+
+    Descriptors come with it: for "get" the pipe to write the bytes to; for "put"
+    the pipe to read them from, and the one that says how many they were.
+    """
+
+    task_id: str
+    kind: Literal["put", "get"]
+    path: str
+    executable: bool = False
+    max_bytes: int = 0
+
+
+ToInit = SetEnvironment | RunTask | KillTask | Transfer
 
 _FROM_INIT: dict[str, Callable[..., FromInit]] = {
     kind.__name__: kind for kind in (Ready, SetupFailed, Beat, TaskStarted, TaskExited)
 }
 _TO_INIT: dict[str, Callable[..., ToInit]] = {
-    kind.__name__: kind for kind in (SetEnvironment, RunTask, KillTask)
+    kind.__name__: kind for kind in (SetEnvironment, RunTask, KillTask, Transfer)
 }
 # What each field may be; a field that is not named here is not in any message.
 _FIELDS: dict[str, tuple[type, ...]] = {
+    "descriptors": (tuple,),
     "step": (str,),
     "errno": (int,),
     "message": (str,),
@@ -132,6 +156,8 @@ def parse_from_init(packet: bytes) -> FromInit:
     """
     name, fields = _split(packet)
     kind = _FROM_INIT.get(name)
+    if "descriptors" in fields:
+        fields["descriptors"] = _descriptors(fields["descriptors"])
     if kind is None or not all(
         field in _FIELDS
         and type(value) in _FIELDS[field]
@@ -155,6 +181,16 @@ def parse_to_init(packet: bytes) -> ToInit:
     if isinstance(fields.get("argv"), Sequence):
         fields["argv"] = tuple(fields["argv"])
     return _build(kind, fields)
+
+
+def _descriptors(names: object) -> tuple[str, ...]:
+    if (
+        not isinstance(names, list)
+        or not all(type(name) is str and name in DESCRIPTORS for name in names)
+        or len(set(names)) != len(names)
+    ):
+        raise ProtocolViolation("descriptors that no init of ours sends")
+    return tuple(names)
 
 
 def _split(packet: bytes) -> tuple[str, dict[str, Any]]:

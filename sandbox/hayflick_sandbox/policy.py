@@ -82,12 +82,14 @@ class Policy:
         loopback: Whether its own loopback interface is up.
         hostname: What it sees as the name of its machine.
         environment: Variables beside the sandbox's own few; nothing is inherited.
+        worker_service: Whether a door to its own WorkerService is opened.
     """
 
     limits: Limits = field(default_factory=Limits)
     loopback: bool = False
     hostname: str = "worker"
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    worker_service: bool = False
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -95,8 +97,9 @@ class Policy:
         Raises:
             ValueError: naming the field.
         """
-        if type(self.loopback) is not bool:
-            raise ValueError(f"loopback: must be true or false, not {self.loopback!r}")
+        for name in ("loopback", "worker_service"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name}: must be true or false, not {getattr(self, name)!r}")
         if not isinstance(self.hostname, str) or not _HOSTNAME.fullmatch(self.hostname):
             raise ValueError(f"hostname: {self.hostname!r} is not a host name of at most 63 characters")
         for name, value in self.environment.items():
@@ -115,6 +118,7 @@ class Policy:
             "loopback": self.loopback,
             "hostname": self.hostname,
             "environment": dict(self.environment),
+            "worker_service": self.worker_service,
         }
 
     @classmethod

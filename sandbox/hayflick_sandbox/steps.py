@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from hayflick_sandbox.doors import OpenWorkerService
 from hayflick_sandbox.mounts import (
     EnterRoot,
     ForbidUserNamespaces,
@@ -46,8 +47,12 @@ class Step(Protocol):
     def describe(self) -> str:
         """Return what it does, as a sentence without a subject."""
 
-    def apply(self) -> None:
+    def apply(self) -> dict[str, int] | None:
         """Do it to this process.
+
+        Returns:
+            Descriptors that it opened for the orchestrator, by the names in
+            :data:`hayflick_sandbox.messages.DESCRIPTORS`, if any.
 
         Raises:
             OSError: the kernel refused.
@@ -93,6 +98,8 @@ def plan(
         *(Link(path, target) for path, target in host.template.links),
         *(ShowReadOnly(path) for path in (*host.template.binds, "/etc", "/dev")),
         PrivateDirectory("/dev/shm", limits.tmp_bytes, "1777"),
+        # While the new root can still be written to.
+        *([OpenWorkerService()] if policy.worker_service else []),
         ForbidUserNamespaces(),
         FreshProc(),
         EnterRoot(),

@@ -40,6 +40,12 @@ MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
 
+# linux/openat2.h
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+
 SECCOMP_SET_MODE_FILTER = 1
 KEYCTL_JOIN_SESSION_KEYRING = 1
 
@@ -49,6 +55,7 @@ _AARCH64 = {"seccomp": 277, "keyctl": 219, "pivot_root": 41, "capset": 91}
 _NR = {
     "clone3": 435,
     "close_range": 436,
+    "openat2": 437,
     "mount_setattr": 442,
     "landlock_create_ruleset": 444,
     "landlock_add_rule": 445,
@@ -187,6 +194,25 @@ def sethostname(name: str) -> None:
 def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
     """Close every descriptor from *first* to *last*."""
     _syscall("close_range", ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0))
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("flags", "mode", "resolve"))
+
+
+def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
+    """Open *path* below the descriptor *directory*, resolved as *resolve* allows."""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    try:
+        return _syscall(
+            "openat2",
+            ctypes.c_int(directory),
+            ctypes.c_char_p(os.fsencode(path)),
+            ctypes.byref(how),
+            ctypes.c_size_t(ctypes.sizeof(how)),
+        )
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def keyctl_join_session_keyring() -> None:

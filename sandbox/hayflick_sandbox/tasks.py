@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from hayflick_sandbox import frames, syscalls
+from hayflick_sandbox import families, frames, syscalls
 from hayflick_sandbox.messages import RunTask
 
 CONTROL_FD = 3
@@ -85,12 +85,17 @@ class Channel:
 
 
 def run(
-    task: RunTask, descriptors: list[int], environment: Mapping[str, str], cpu_time: int | None
+    task: RunTask,
+    descriptors: list[int],
+    environment: Mapping[str, str],
+    *,
+    serial: int,
+    cpu_time: int | None,
 ) -> NoReturn:
     """Become the task, in a process just forked from init. Never returns."""
     status = EXIT_FAILED
     try:
-        _arrange(descriptors, cpu_time)
+        arrange(descriptors, serial, cpu_time)
         environment = {**environment, **(task.environment or {})}
         if task.kind == "exec":
             status = _execute(task.argv, environment)
@@ -104,9 +109,10 @@ def run(
         os._exit(status)
 
 
-def _arrange(descriptors: list[int], cpu_time: int | None) -> None:
-    """Take init's place: own session, own stdio, default signals, nothing of init's."""
+def arrange(descriptors: list[int], serial: int, cpu_time: int | None) -> None:
+    """Take init's place: own session, own mark, own stdio, default signals, nothing of init's."""
     os.setsid()
+    families.mark(serial)
     signal.set_wakeup_fd(-1)
     # The zygote and init ignore some, Python others, and an exec would hand that down.
     for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from hayflick.v1 import controller_pb2
 from hayflick.v1.errors_pb2 import ErrorReason
-from hayflick_controller import clock, events, nodes, predicates, registrations, render, wishes
+from hayflick_controller import clock, events, nodes, predicates, registrations, render, render_terms, wishes
 from hayflick_controller.decisions import Decisions, Form, Request
-from hayflick_controller.model import Manifest, ManifestStatus, State, Worker
-from hayflick_controller.registrations import NeedsVerdicts, Registration
+from hayflick_controller.model import Manifest, ManifestStatus, State
+from hayflick_controller.registrations import NeedsVerdicts, Registered, Registration
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
@@ -113,12 +113,10 @@ class Births:
                 manifest.state_snapshot_json = found[0].state_snapshot_json
             return kept
 
-        form = Form[Worker, controller_pb2.RegisterWorkerResponse](
+        form = Form[Registered, controller_pb2.RegisterWorkerResponse](
             controller_pb2.RegisterWorkerResponse,
-            lambda worker: controller_pb2.RegisterWorkerResponse(
-                worker=render.worker(worker, with_snapshot=True)
-            ),
-            keep=lambda worker: controller_pb2.RegisterWorkerResponse(worker=render.worker(worker)),
+            lambda born: _registered(born, with_snapshot=True),
+            keep=lambda born: _registered(born, with_snapshot=False),
             restore=restore,
         )
         return await self._decisions.take(
@@ -132,7 +130,8 @@ class Births:
         tx.settle(manifest.manifest_id, ManifestStatus.RETURNED)
         tx.record(events.undone("replication", manifest, self._clock()))
 
-    def _take_back_worker(self, tx: Tx, worker: Worker) -> None:
+    def _take_back_worker(self, tx: Tx, born: Registered) -> None:
+        worker = born.worker
         found = tx.worker(worker.worker_id)
         if found is None or found.state is not State.STARTING:
             return  # something else is ending it already, and records that
@@ -140,3 +139,10 @@ class Births:
         # The manifest is good again: nothing was born of it.
         tx.settle(worker.manifest.manifest_id, ManifestStatus.RESERVED)
         tx.record(events.undone("registration", worker.manifest, self._clock()))
+
+
+def _registered(born: Registered, *, with_snapshot: bool) -> controller_pb2.RegisterWorkerResponse:
+    return controller_pb2.RegisterWorkerResponse(
+        worker=render.worker(born.worker, with_snapshot=with_snapshot),
+        terms=render_terms.contract_terms(born.policy, born.worker.depth),
+    )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hayflick.v1 import controller_pb2
 from hayflick.v1.errors_pb2 import ErrorReason
-from hayflick_controller import ends, events, render
+from hayflick_controller import ends, events, render, render_terms
 from hayflick_controller.clock import Clock, seconds
 from hayflick_controller.decisions import Decisions, Form, Request
 from hayflick_controller.model import EndReason, Latch, Scope, ScopeKind, Worker
@@ -148,7 +148,7 @@ class KillSwitch:
             ],
             unconfirmed_worker_ids=sorted(unconfirmed),
             nodes=[_node_kill(node_id, order) for node_id, order in sorted(orders.items())],
-            elapsed=render.length(max(0, self._clock() - start_us)),
+            elapsed=render_terms.length(max(0, self._clock() - start_us)),
         )
 
     def _order(self, link: Link, latch: Latch, targets: Sequence[Worker]) -> asyncio.Task[Result | None]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from hayflick_controller.terms import NO_TERMS, Terms
+
 MAX_EXACT_INTEGER = 2**53 - 1
 """The largest integer that every JSON reader keeps exact (RFC 8785, section 3.2.2.3)."""
 
@@ -110,6 +112,8 @@ class NetworkPolicy:
     allow_controller: bool = False
     allow_external: bool = False
     allow_loopback: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    egress_limit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,7 @@ class Resources:
     tmp_limit_bytes: int = 0
     cpu_time_limit_us: int | None = None
     network: NetworkPolicy = NetworkPolicy()
+    output_limit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +172,7 @@ class Policy:
     manifest_ttl_us: int = 60_000_000
     display_name: str = ""
     stop_conditions: tuple[StopCondition, ...] = ()
+    terms: Terms = NO_TERMS
 
     @property
     def has_predicates(self) -> bool:

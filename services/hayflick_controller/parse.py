@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
 
 from hayflick.v1 import controller_pb2, resources_pb2
 from hayflick.v1.errors_pb2 import ErrorReason
@@ -16,25 +15,28 @@ from hayflick_controller.model import (
     EndReason,
     Exit,
     Manifest,
-    NetworkPolicy,
     Policy,
     Predicate,
-    Resources,
     Scope,
     ScopeKind,
     StopCondition,
     Usage,
 )
+from hayflick_controller.parse_resources import as_signed, network, resources
+from hayflick_controller.parse_terms import terms
+from hayflick_controller.parse_values import (
+    MAX_LENGTH_US,
+    MAX_REASON_CHARS,
+    instant_us,
+    length_us,
+    required,
+    text,
+    within,
+)
 from hayflick_rpc.errors import HayflickError, invalid_field
-
-if TYPE_CHECKING:
-    from google.protobuf.duration_pb2 import Duration
-    from google.protobuf.timestamp_pb2 import Timestamp
 
 MAX_DEPTH = 1_000
 MAX_REPLICAS = 1_000_000
-MAX_LENGTH_US = 366 * 24 * 3_600 * MICROSECONDS
-"""The longest cooldown or expiration: a leap year."""
 MAX_MANIFEST_TTL_US = 3_600 * MICROSECONDS
 DEFAULT_MANIFEST_TTL_US = 60 * MICROSECONDS
 MAX_CONDITIONS = 64
@@ -47,13 +49,7 @@ MAX_PREDICATE_TIMEOUT_US = 30 * MICROSECONDS
 MIN_SECRET_CHARS = 8
 MAX_SECRET_CHARS = 1_024
 MAX_SNAPSHOT_BYTES = 1024 * 1024
-MAX_REASON_CHARS = 256
 MAX_DETAIL_CHARS = 1_024
-MIN_CPU_MILLIS = 10
-MAX_CPU_MILLIS = 1_024_000
-MIN_MEMORY_BYTES = 16 * 1024 * 1024
-MAX_PIDS = 4_194_304  # PID_MAX_LIMIT of the kernel
-MAX_OPEN_FILES = 1_073_741_816  # the kernel's own ceiling for fs.nr_open
 MAX_LAYERS = 64
 MAX_HELLO_WORKERS = 100_000
 MAX_BEATS = 100_000
@@ -68,32 +64,24 @@ class MalformedManifest(Exception):
     """A manifest that no controller can have issued, because it cannot be signed as it stands."""
 
 
-def length_us(field: str, length: Duration, *, maximum_us: int = MAX_LENGTH_US, minimum_us: int = 0) -> int:
-    """Return *length* in microseconds.
-
-    Raises:
-        HayflickError: INVALID_FIELD when it is malformed, finer than a
-            microsecond, or outside the bounds.
-    """
-    _well_formed(field, length.seconds, length.nanos)
-    value = length.seconds * MICROSECONDS + length.nanos // 1_000
-    if not minimum_us <= value <= maximum_us:
-        low, high = minimum_us / MICROSECONDS, maximum_us / MICROSECONDS
-        raise invalid_field(field, f"must be from {low:g} s to {high:g} s")
-    return value
-
-
-def instant_us(field: str, stamp: Timestamp) -> int:
-    """Return *stamp* in microseconds since the Unix epoch.
-
-    Raises:
-        HayflickError: INVALID_FIELD when it is malformed or finer than a microsecond.
-    """
-    _well_formed(field, stamp.seconds, stamp.nanos)
-    value = stamp.seconds * MICROSECONDS + stamp.nanos // 1_000
-    if not 0 <= value <= MAX_EXACT_INTEGER:
-        raise invalid_field(field, "must be between 1970 and 2255")
-    return value
+__all__ = [
+    "MAX_LENGTH_US",
+    "MAX_REASON_CHARS",
+    "MalformedManifest",
+    "bad_manifest",
+    "exit_",
+    "length_us",
+    "manifest",
+    "network",
+    "policy",
+    "required",
+    "resources",
+    "scope",
+    "secret",
+    "snapshot",
+    "text",
+    "usage",
+]
 
 
 def policy(contract: resources_pb2.Contract) -> Policy:
@@ -109,8 +97,8 @@ def policy(contract: resources_pb2.Contract) -> Policy:
         raise invalid_field("contract.kill_switch", "is set by the controller")
     if contract.HasField("create_time"):
         raise invalid_field("contract.create_time", "is set by the controller")
-    _within("contract.max_depth", contract.max_depth, 0, MAX_DEPTH)
-    _within("contract.max_replicas", contract.max_replicas, 1, MAX_REPLICAS)
+    within("contract.max_depth", contract.max_depth, 0, MAX_DEPTH)
+    within("contract.max_replicas", contract.max_replicas, 1, MAX_REPLICAS)
     if not contract.HasField("cooldown"):
         raise invalid_field("contract.cooldown", "is required; it may be zero")
     expiration_us = None
@@ -129,6 +117,7 @@ def policy(contract: resources_pb2.Contract) -> Policy:
         manifest_ttl_us=ttl_us,
         display_name=text("contract.display_name", contract.display_name, MAX_NAME_CHARS),
         stop_conditions=_conditions(contract),
+        terms=terms("contract", contract),
     )
 
 
@@ -143,24 +132,6 @@ def secret(value: str) -> bytes | None:
     if not MIN_SECRET_CHARS <= len(value) <= MAX_SECRET_CHARS:
         raise invalid_field("secret", f"must have {MIN_SECRET_CHARS} to {MAX_SECRET_CHARS} characters")
     return value.encode()
-
-
-def resources(field: str, wire: resources_pb2.Resources) -> Resources:
-    """Return the limits in *wire*.
-
-    Raises:
-        HayflickError: INVALID_FIELD, naming the limit below *field*.
-    """
-    _within(f"{field}.cpu_millis", wire.cpu_millis, MIN_CPU_MILLIS, MAX_CPU_MILLIS)
-    _within(f"{field}.memory_limit_bytes", wire.memory_limit_bytes, MIN_MEMORY_BYTES, MAX_EXACT_INTEGER)
-    _within(f"{field}.pids_limit", wire.pids_limit, 0, MAX_PIDS)
-    _within(f"{field}.open_files_limit", wire.open_files_limit, 0, MAX_OPEN_FILES)
-    for name in ("file_size_limit_bytes", "workspace_limit_bytes", "tmp_limit_bytes"):
-        _within(f"{field}.{name}", getattr(wire, name), 0, MAX_EXACT_INTEGER)
-    cpu_time_us = None
-    if wire.HasField("cpu_time_limit"):
-        cpu_time_us = length_us(f"{field}.cpu_time_limit", wire.cpu_time_limit, minimum_us=1)
-    return _resources(wire, cpu_time_us)
 
 
 def snapshot(value: str) -> str:
@@ -193,9 +164,7 @@ def manifest(wire: resources_pb2.Manifest) -> Manifest:
     if len(wire.state_snapshot_json.encode()) > MAX_SNAPSHOT_BYTES:
         raise invalid_field("manifest.state_snapshot_json", f"must be at most {MAX_SNAPSHOT_BYTES} bytes")
     try:
-        cpu_time_us = None
-        if wire.resources.HasField("cpu_time_limit"):
-            cpu_time_us = length_us("manifest.resources.cpu_time_limit", wire.resources.cpu_time_limit)
+        limits = as_signed("manifest.resources", wire.resources)
         issue_us = instant_us("manifest.issue_time", wire.issue_time)
         expire_us = instant_us("manifest.expire_time", wire.expire_time)
     except HayflickError as error:
@@ -208,7 +177,7 @@ def manifest(wire: resources_pb2.Manifest) -> Manifest:
         depth=wire.depth,
         epoch=wire.epoch,
         state_snapshot_json=wire.state_snapshot_json,
-        resources=_resources(wire.resources, cpu_time_us),
+        resources=limits,
         issue_us=issue_us,
         expire_us=expire_us,
         key_id=wire.key_id,
@@ -260,35 +229,11 @@ def usage(field: str, wire: resources_pb2.Usage) -> Usage:
         HayflickError: INVALID_FIELD.
     """
     for name in ("memory_bytes", "memory_peak_bytes"):
-        _within(f"{field}.{name}", getattr(wire, name), 0, MAX_EXACT_INTEGER)
+        within(f"{field}.{name}", getattr(wire, name), 0, MAX_EXACT_INTEGER)
     cpu = wire.cpu_time
     cpu_us = cpu.seconds * MICROSECONDS + cpu.nanos // 1_000  # nodes count in nanoseconds
-    _within(f"{field}.cpu_time", cpu_us, 0, MAX_EXACT_INTEGER)
+    within(f"{field}.cpu_time", cpu_us, 0, MAX_EXACT_INTEGER)
     return Usage(wire.memory_bytes, wire.memory_peak_bytes, cpu_us, wire.pids)
-
-
-def text(field: str, value: str, maximum_chars: int) -> str:
-    """Return *value* when it has at most *maximum_chars* characters and none of them is a NUL.
-
-    Raises:
-        HayflickError: INVALID_FIELD.
-    """
-    if len(value) > maximum_chars:
-        raise invalid_field(field, f"must have at most {maximum_chars} characters")
-    if "\0" in value:
-        raise invalid_field(field, "must not contain NUL")
-    return value
-
-
-def required(field: str, value: str, maximum_chars: int = MAX_REASON_CHARS) -> str:
-    """Return *value* when it is given and not too long.
-
-    Raises:
-        HayflickError: INVALID_FIELD.
-    """
-    if not value:
-        raise invalid_field(field, "is required")
-    return text(field, value, maximum_chars)
 
 
 def _conditions(contract: resources_pb2.Contract) -> tuple[StopCondition, ...]:
@@ -334,36 +279,6 @@ def _predicate(field: str, wire: resources_pb2.PythonPredicate) -> Predicate:
             f"{field}.timeout", wire.timeout, minimum_us=1, maximum_us=MAX_PREDICATE_TIMEOUT_US
         )
     return Predicate(wire.pickled, wire.python_version, timeout_us)
-
-
-def _resources(wire: resources_pb2.Resources, cpu_time_us: int | None) -> Resources:
-    return Resources(
-        cpu_millis=wire.cpu_millis,
-        memory_limit_bytes=wire.memory_limit_bytes,
-        pids_limit=wire.pids_limit,
-        open_files_limit=wire.open_files_limit,
-        file_size_limit_bytes=wire.file_size_limit_bytes,
-        workspace_limit_bytes=wire.workspace_limit_bytes,
-        tmp_limit_bytes=wire.tmp_limit_bytes,
-        cpu_time_limit_us=cpu_time_us,
-        network=NetworkPolicy(
-            allow_controller=wire.network.allow_controller,
-            allow_external=wire.network.allow_external,
-            allow_loopback=wire.network.allow_loopback,
-        ),
-    )
-
-
-def _within(field: str, value: int, minimum: int, maximum: int) -> None:
-    if not minimum <= value <= maximum:
-        raise invalid_field(field, f"must be from {minimum} to {maximum}, not {value}")
-
-
-def _well_formed(field: str, whole: int, nanos: int) -> None:
-    if not -999_999_999 <= nanos <= 999_999_999 or whole * nanos < 0:
-        raise invalid_field(field, "has nanos that are out of range or of the other sign")
-    if nanos % 1_000:
-        raise invalid_field(field, "must be a whole number of microseconds")
 
 
 def _refuse_constant(name: str) -> object:

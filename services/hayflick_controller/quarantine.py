@@ -148,7 +148,9 @@ class Quarantine:
             *(self._carry(link, turned.worker.worker_id, engaged=engaged) for link in links)
         )
         confirmed = sorted({worker_id for ids, _ in answers for worker_id in ids})
-        if not confirmed and turned.affected:
+        # A thaw may free nobody: another quarantine still holds them.
+        carried_out = not engaged and any(not error for _, error in answers)
+        if not confirmed and turned.affected and not carried_out:
             errors = "; ".join(error for _, error in answers if error) or "its node is not connected"
             held = "births stay forbidden" if engaged else "births are allowed again"
             raise HayflickError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hayflick_controller import admission, conditions, events, lineage, nodes, signing
 from hayflick_controller.admission import Denial, Facts, Presented, over_quota
 from hayflick_controller.facts import read_facts, require_contract, return_expired, without_own
-from hayflick_controller.model import Contract, Manifest, ManifestStatus, State, StopCondition, Worker
+from hayflick_controller.model import Contract, Manifest, ManifestStatus, Policy, State, StopCondition, Worker
 
 if TYPE_CHECKING:
     from hayflick_controller import predicates
@@ -25,6 +25,14 @@ class Registration:
     degraded_layers: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A worker that holds a slot, and the policy that its node must hold it to."""
+
+    worker: Worker
+    policy: Policy
+
+
 class NeedsVerdicts(Exception):
     """The rules allow a birth and only predicates are left to be asked, outside the transaction."""
 
@@ -39,7 +47,7 @@ class NeedsVerdicts(Exception):
 
 def decide(
     tx: Tx, registration: Registration, verdicts: predicates.Verdicts | None, now_us: int
-) -> Worker | Denial:
+) -> Registered | Denial:
     """Commit the birth that a manifest allows, or refuse; either is recorded.
 
     Raises:
@@ -67,7 +75,7 @@ def decide(
     tx.settle(manifest.manifest_id, ManifestStatus.REGISTERED)
     tx.add_worker(worker)
     tx.record(events.worker_registered(worker))
-    return worker
+    return Registered(worker, contract.policy)
 
 
 def _apply_rules(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hayflick.v1 import controller_pb2, logger_pb2, resources_pb2
@@ -26,6 +25,7 @@ from hayflick_controller.model import (
     Usage,
     Worker,
 )
+from hayflick_controller.render_terms import family_budget, grade_floor, length, tripwire
 
 if TYPE_CHECKING:
     from hayflick_controller.links import Link
@@ -56,12 +56,6 @@ def stamp(instant_us: int) -> Timestamp:
     return Timestamp(seconds=whole, nanos=rest * 1_000)
 
 
-def length(length_us: int) -> Duration:
-    """Return a length of time that is not negative for the wire."""
-    whole, rest = divmod(length_us, MICROSECONDS)
-    return Duration(seconds=whole, nanos=rest * 1_000)
-
-
 def resources(value: Resources) -> resources_pb2.Resources:
     """Return *value* for the wire."""
     wire = resources_pb2.Resources(
@@ -76,7 +70,10 @@ def resources(value: Resources) -> resources_pb2.Resources:
             allow_controller=value.network.allow_controller,
             allow_external=value.network.allow_external,
             allow_loopback=value.network.allow_loopback,
+            allowed_hosts=value.network.allowed_hosts,
+            egress_limit_bytes=value.network.egress_limit_bytes,
         ),
+        output_limit_bytes=value.output_limit_bytes,
     )
     if value.cpu_time_limit_us is not None:
         wire.cpu_time_limit.CopyFrom(length(value.cpu_time_limit_us))
@@ -189,9 +186,13 @@ def contract(value: Contract, kill_switch: Latch, *, with_pickled: bool = True) 
         active_count=value.active_count,
         reserved_count=value.reserved_count,
         create_time=stamp(value.create_us),
+        grade_floors=[grade_floor(floor) for floor in policy.terms.grade_floors],
+        tripwires=[tripwire(one) for one in policy.terms.tripwires],
     )
     if policy.expiration_us is not None:
         wire.expiration.CopyFrom(length(policy.expiration_us))
+    if policy.terms.family_budget is not None:
+        wire.family_budget.CopyFrom(family_budget(policy.terms.family_budget))
     return wire
 
 

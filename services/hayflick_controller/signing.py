@@ -27,6 +27,7 @@ _LIMITS = (
     "workspace_limit_bytes",
     "tmp_limit_bytes",
     "cpu_time_limit_us",
+    "output_limit_bytes",
 )
 
 # The standard library's encoder writes RFC 8785 for what a manifest holds:
@@ -52,7 +53,12 @@ def canonical(manifest: Manifest) -> bytes:
         "issue_time_us": manifest.issue_us,
         "expire_time_us": manifest.expire_us,
     }
-    for name, number in (*numbers.items(), *limits.items()):
+    network = resources.network
+    for name, number in (
+        *numbers.items(),
+        *limits.items(),
+        ("egress_limit_bytes", network.egress_limit_bytes),
+    ):
         if number is not None and abs(number) > MAX_EXACT_INTEGER:
             raise ValueError(f"{name}: is too large to be exact in JSON")
     return _encode(
@@ -65,9 +71,11 @@ def canonical(manifest: Manifest) -> bytes:
             "resources": {
                 **limits,
                 "network": {
-                    "allow_controller": resources.network.allow_controller,
-                    "allow_external": resources.network.allow_external,
-                    "allow_loopback": resources.network.allow_loopback,
+                    "allow_controller": network.allow_controller,
+                    "allow_external": network.allow_external,
+                    "allow_loopback": network.allow_loopback,
+                    "allowed_hosts": network.allowed_hosts,
+                    "egress_limit_bytes": network.egress_limit_bytes,
                 },
             },
             "key_id": manifest.key_id,

@@ -24,6 +24,8 @@ from hayflick_orchestrator.predicates import Predicates
 from hayflick_orchestrator.records import Records
 from hayflick_orchestrator.servicer import OrchestratorServicer
 from hayflick_orchestrator.supervisor import Supervisor
+from hayflick_orchestrator.transfers import Transfers
+from hayflick_orchestrator.worker_service import WorkerGate
 from hayflick_orchestrator.worker_tasks import WorkerTasks
 from hayflick_rpc.audit import AuditClient
 from hayflick_rpc.channel import connect
@@ -95,6 +97,7 @@ class Orchestrator:
             self._records,
             degraded=degraded,
             ready_timeout_seconds=config.ready_timeout_seconds,
+            open_doors=self._open_doors,
         )
         self._link = ControllerLink(
             self._channel,
@@ -116,12 +119,14 @@ class Orchestrator:
             on_launch=self._link.nudge,
         )
         tasks.dispatch_for = calls.dispatch_for
+        self._worker_service = WorkerGate(config.listen, calls)
         self._servicer = OrchestratorServicer(
             config,
             self._population,
             self._supervisor,
             self._launcher,
             tasks,
+            transfers=Transfers(self._supervisor, self._records),
             layers=layers,
             on_launch=self._link.nudge,
         )
@@ -150,6 +155,11 @@ class Orchestrator:
     def _register(self, server: grpc.aio.Server) -> Sequence[str]:
         orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(self._servicer, server)
         return [orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name]
+
+    def _open_doors(self, worker: Worker) -> None:
+        """Answer what its sandbox opened; called when it is ready, before anybody hears of it."""
+        if (listener := worker.sandbox.descriptors.pop("worker_service", None)) is not None:
+            worker.doors["worker_service"] = self._worker_service.open(worker, listener)
 
     def _duty_ended(self, duty: asyncio.Task[None]) -> None:
         if not duty.cancelled() and (error := duty.exception()) is not None:
@@ -186,6 +196,7 @@ class Orchestrator:
         for duty in self._duties:
             duty.cancel()
         await asyncio.gather(*self._duties, return_exceptions=True)
+        await self._worker_service.stop()
         await self._host.close()
         await self._audit.close(FAREWELL_SECONDS)
         await self._channel.close()

@@ -77,6 +77,7 @@ class WorkerCalls:
         request_id = own_request_id(caller, request.request_id)
 
         async def work() -> worker_pb2.ReplicateResponse:
+            await _released(caller)
             self._launcher.require_open()
             caller.require_running()
             manifest = await self._controller.issue(
@@ -105,6 +106,7 @@ class WorkerCalls:
                 ``OrchestratorService.RunTask``.
         """
         _require_allowed(caller)
+        await _released(caller)
         worker = self._descendant(caller, request.worker_id)
         events = self._tasks.stream(
             worker, request.task, keep_worker_on_error=request.keep_worker_on_error, started=started
@@ -124,6 +126,7 @@ class WorkerCalls:
         """
         require_request_id(request.request_id)
         ask = Ask(EndReason.END_REASON_COMPLETED, checked_detail(request.detail))
+        await _released(caller)
         if request.worker_id in ("", caller.worker_id):
             worker = caller
         else:
@@ -204,6 +207,11 @@ def parse(request: Json, message: M) -> M:
         return ParseDict(request, message)
     except (ParseError, RecursionError, TypeError, ValueError) as error:
         raise invalid_field("request", f"is not a {message.DESCRIPTOR.name}: {error}"[:512]) from None
+
+
+async def _released(caller: Worker) -> None:
+    """Wait out the caller's quarantine: a call that came in just before it is not acted upon in it."""
+    await caller.sandbox.gate.passage((caller.sandbox.dead,))
 
 
 def _require_allowed(caller: Worker) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick_orchestrator.gates import Gate
 from hayflick_rpc.errors import HayflickError
 from hayflick_sandbox import frames
 
@@ -59,11 +60,12 @@ class ControlStream:
         raised: The exception, once it came.
     """
 
-    def __init__(self, sock: socket.socket, dispatch: Dispatch | None) -> None:
+    def __init__(self, sock: socket.socket, dispatch: Dispatch | None, gate: Gate | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._sock.setblocking(False)
         self._dispatch = dispatch
+        self._gate = gate or Gate()
         self._decoder = frames.Decoder(frames.MAX_FRAME_BYTES)
         self._writing = asyncio.Lock()
         self._room = asyncio.Semaphore(MAX_CALLS_AT_ONCE)
@@ -85,7 +87,9 @@ class ControlStream:
         try:
             await self._send({"type": "start", "info": dict(info)}, payload)
             while data := await self._loop.sock_recv(self._sock, READ_BYTES):
+                await self._gate.passage()
                 for header, body in self._decoder.feed(data):
+                    await self._gate.passage()
                     await self._take(header, body)
         except frames.FrameError as error:
             raise Violation(str(error)) from error
@@ -99,6 +103,7 @@ class ControlStream:
     async def _send(self, header: Json, body: bytes = b"") -> None:
         frame = frames.encode(header, body)
         async with self._writing:
+            await self._gate.passage()
             await self._loop.sock_sendall(self._sock, frame)
 
     async def _take(self, header: Json, body: bytes) -> None:
@@ -140,6 +145,8 @@ class ControlStream:
             await self._send({"type": "event", "id": number, "event": event})
 
         assert self._dispatch is not None
+        # Taken from the stream before the gate was shut is not acted upon yet.
+        await self._gate.passage()
         try:
             try:
                 reply: Json = {

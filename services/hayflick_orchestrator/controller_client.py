@@ -86,12 +86,14 @@ class Registration:
 
     Attributes:
         sent: Whether it ever left, so that it may have been committed.
+        terms: What the worker must be held to; set by the controller's answer.
     """
 
     manifest: Manifest
     degraded_layers: tuple[str, ...]
     request_id: str = field(default_factory=lambda: f"register-{secrets.token_hex(16)}")
     sent: bool = False
+    terms: controller_pb2.ContractTerms = field(default_factory=controller_pb2.ContractTerms)
 
 
 class ControllerClient:
@@ -162,6 +164,7 @@ class ControllerClient:
             answer = await self._stub.RegisterWorker(request, timeout=REGISTER_TIMEOUT_SECONDS)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+        registration.terms = answer.terms
         return answer.worker
 
     async def deregister(self, worker_id: str, exit_: Exit, usage: Usage | None) -> None:

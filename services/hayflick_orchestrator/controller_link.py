@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from hayflick_orchestrator.controller_client import Session
-    from hayflick_orchestrator.supervisor import Everyone, Report, Supervisor
+    from hayflick_orchestrator.reports import Report
+    from hayflick_orchestrator.supervisor import Everyone, Supervisor
 
 WELCOME_SECONDS = 5.0
 MIN_BACKOFF_SECONDS = 0.05

@@ -17,13 +17,14 @@ from hayflick.v1.resources_pb2 import Worker as WorkerMessage
 from hayflick_orchestrator.controller_client import Registration
 from hayflick_orchestrator.lifecycle import Ask
 from hayflick_orchestrator.requests import check_manifest, policy_of
-from hayflick_orchestrator.workers import Birth, Worker
+from hayflick_orchestrator.workers import Birth, Worker, quarantined
 from hayflick_rpc import wire
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from hayflick.v1.controller_pb2 import ContractTerms
     from hayflick_orchestrator.controller_client import ControllerClient
     from hayflick_orchestrator.host import Host
     from hayflick_orchestrator.records import Records
@@ -50,7 +51,9 @@ class Launcher:
         *,
         degraded: Sequence[str],
         ready_timeout_seconds: float,
+        open_doors: Callable[[Worker], None],
     ) -> None:
+        self._open_doors = open_doors
         self._host = host
         self._population = population
         self._supervisor = supervisor
@@ -124,7 +127,7 @@ class Launcher:
             raise
         birth.registered = True
         try:
-            return await self._build(birth, record, policy)
+            return await self._build(birth, record, registration.terms, policy)
         except BaseException as error:
             await self._give_back(birth, error)
             raise
@@ -140,7 +143,9 @@ class Launcher:
         if registration.sent:
             self._supervisor.spawn(give_back(), f"give back {birth.worker_id}")
 
-    async def _build(self, birth: Birth, record: WorkerMessage, policy: Policy) -> Worker:
+    async def _build(
+        self, birth: Birth, record: WorkerMessage, terms: ContractTerms, policy: Policy
+    ) -> Worker:
         birth.check()
         birth.cgroup_path = self._place(record)
         try:
@@ -162,7 +167,8 @@ class Launcher:
             birth.check()
             self.require_open()
         record.manifest.CopyFrom(birth.manifest)
-        worker = Worker.of(record, sandbox)
+        worker = Worker.of(record, terms, sandbox)
+        self._open_doors(worker)
         self._supervisor.adopt(worker)
         return worker
 
@@ -170,7 +176,7 @@ class Launcher:
         """Return where in the lineage tree the worker belongs.
 
         Raises:
-            HayflickError: PARENT_UNKNOWN.
+            HayflickError: PARENT_UNKNOWN, QUARANTINED.
         """
         if not record.parent_id:
             return f"{record.contract_id}/{record.worker_id}"
@@ -181,6 +187,8 @@ class Launcher:
                 f"parent {record.parent_id} does not live on this node; a child runs where its parent does",
                 metadata={"parent_id": record.parent_id},
             )
+        if parent.held:  # since the controller was asked
+            raise quarantined(record.parent_id)
         return f"{parent.cgroup_path}/children/{record.worker_id}"
 
     async def _give_back(self, birth: Birth, error: BaseException) -> None:

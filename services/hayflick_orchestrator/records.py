@@ -87,6 +87,10 @@ class Records:
             details["reason"] = reason[:512]
         self._note(_event("task_finished", worker, details))
 
+    def file(self, name: str, worker: Worker, *, path: str, size_bytes: int, sha256: str) -> None:
+        """Note that a file went into or out of *worker*; never what is in it."""
+        self._note(_event(name, worker, {"path": path, "size_bytes": size_bytes, "sha256": sha256}))
+
     def node(self, name: str, node_id: str, details: Mapping[str, Any]) -> None:
         """Note something about the node itself."""
         event = Event(event=name, timestamp=wire.timestamp(datetime.now(UTC)))

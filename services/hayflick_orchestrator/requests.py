@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from hayflick.v1.errors_pb2 import ErrorReason
-from hayflick.v1.resources_pb2 import EndReason, Manifest, Resources
+from hayflick.v1.resources_pb2 import EndReason, Manifest, NetworkPolicy, Resources
 from hayflick_orchestrator.lifecycle import Ask
 from hayflick_rpc import wire
 from hayflick_rpc.errors import HayflickError, invalid_field
+from hayflick_sandbox.doors import WORKER_SERVICE_PATH
 from hayflick_sandbox.policy import Limits, Policy
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def policy_of(resources: Resources, worker_id: str) -> Policy:
 
     Raises:
         HayflickError: INVALID_FIELD for a limit out of range;
-            LIMIT_NOT_ENFORCEABLE when the outside network is asked for.
+            LIMIT_NOT_ENFORCEABLE when anything outside is asked for.
     """
     if resources.network.allow_external:
         raise HayflickError(
@@ -94,6 +95,12 @@ def policy_of(resources: Resources, worker_id: str) -> Policy:
             "resources.network.allow_external: this node gives no worker the outside network, "
             "because it could not hold it to a policy",
             metadata={"layer": "network", "remedy": "leave allow_external unset"},
+        )
+    if resources.network.allowed_hosts:
+        raise HayflickError(
+            ErrorReason.ERROR_REASON_LIMIT_NOT_ENFORCEABLE,
+            "resources.network.allowed_hosts: this node has no proxy that would hold a worker to them",
+            metadata={"layer": "network", "remedy": "leave allowed_hosts empty"},
         )
     given: dict[str, int] = {
         "memory_bytes": resources.memory_limit_bytes,
@@ -114,11 +121,18 @@ def policy_of(resources: Resources, worker_id: str) -> Policy:
         return Policy(
             limits=Limits(**given),
             loopback=resources.network.allow_loopback,
+            worker_service=resources.network.allow_controller,
             hostname=f"worker-{worker_id}"[:63],
+            environment=_environment(resources.network),
         )
     except ValueError as error:
         name, _, message = str(error).partition(": ")
         raise invalid_field(f"manifest.resources.{name}", message) from error
+
+
+def _environment(network: NetworkPolicy) -> dict[str, str]:
+    """Return the variables that tell a worker's programs where its doors are."""
+    return {"HAYFLICK_WORKER": f"unix://{WORKER_SERVICE_PATH}"} if network.allow_controller else {}
 
 
 def task_spec(task: Task, info: Mapping[str, object]) -> TaskSpec:

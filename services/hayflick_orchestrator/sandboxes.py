@@ -6,6 +6,7 @@ predicate is evaluated.
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import logging
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from hayflick_orchestrator.gates import Gate
+from hayflick_orchestrator.transcripts import Transcript
 from hayflick_sandbox import messages
 from hayflick_sandbox.messages import (
     MAX_PACKET_BYTES,
@@ -27,6 +30,7 @@ from hayflick_sandbox.messages import (
     SetupFailed,
     TaskExited,
     TaskStarted,
+    Transfer,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 # What one wake-up reads from one init at most, so that none starves the others.
 PACKETS_AT_ONCE = 64
+_RIGHTS_BYTES = socket.CMSG_SPACE(len(messages.DESCRIPTORS) * array.array("i").itemsize)
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +104,13 @@ class Sandbox:
         forked: Resolves when the zygote answered: true when a process exists.
         dead: Resolves when no process of it runs.
         idle: Set while it has no task whose end was not reported.
+        descriptors: What init opened inside and handed over, by name; whoever
+            takes one out closes it.
         last_beat_monotonic: When its init was last heard.
         last_beat_time: The same by the wall clock.
+        gate: Shut while it is quarantined; its channels are not read then.
+        transcript: The last output of its tasks.
+        peeks: By task, what shows output that waits to be read.
     """
 
     def __init__(self, launch_id: str, cgroup_path: str, uid: int, channel: socket.socket) -> None:
@@ -118,6 +128,7 @@ class Sandbox:
         self.asked_at_monotonic = time.monotonic()
         self.ready_time: datetime | None = None
         self.build_seconds = 0.0
+        self.descriptors: dict[str, int] = {}
         self.last_beat_monotonic = self.asked_at_monotonic
         self.last_beat_time = datetime.now(UTC)
         self._channel = channel
@@ -126,6 +137,10 @@ class Sandbox:
         self._tickets: dict[str, Ticket] = {}
         self.idle = asyncio.Event()
         self.idle.set()
+        self.gate = Gate(self._listen)
+        self.transcript = Transcript()
+        self.peeks: dict[str, Callable[[], dict[str, bytes]]] = {}
+        self._heard_out = False
         channel.setblocking(False)
         self._loop.add_reader(channel, self._readable)
 
@@ -177,7 +192,9 @@ class Sandbox:
     def _settle(self, death: Death) -> None:
         if self.dead.done():
             return
-        self._drain()  # its last words may still be in the socket
+        # Its last words may still be in the socket; one that died in quarantine has none.
+        if self.gate.is_open:
+            self._drain()
         self.dead.set_result(death)
         self._fail_ready(SandboxError("init", 0, f"init ended before it was ready ({_status(death)})"))
 
@@ -187,6 +204,19 @@ class Sandbox:
             self.ready.exception()  # whoever waits still gets it; nobody has to
 
     # What init says.
+
+    def _listen(self) -> None:
+        """Listen to init while the gate is open; what it sends meanwhile waits in the socket."""
+        if self._heard_out or self._channel.fileno() < 0:
+            return
+        if self.gate.is_open:
+            self._loop.add_reader(self._channel, self._readable)
+        else:
+            self._loop.remove_reader(self._channel)
+
+    def _hang_up(self) -> None:
+        self._heard_out = True
+        self._loop.remove_reader(self._channel)
 
     def _readable(self) -> None:
         for _ in range(PACKETS_AT_ONCE):
@@ -203,11 +233,13 @@ class Sandbox:
         self._readable()
 
     def _receive(self) -> bool:
-        if self._channel.fileno() < 0:
+        if self._channel.fileno() < 0 or not self.gate.is_open:
             return False
         try:
             # One byte more than allowed, so that a longer packet is seen to be one.
-            packet = self._channel.recv(MAX_PACKET_BYTES + 1)
+            packet, ancillary, flags, _ = self._channel.recvmsg(
+                MAX_PACKET_BYTES + 1, _RIGHTS_BYTES, socket.MSG_CMSG_CLOEXEC
+            )
         except (BlockingIOError, InterruptedError):
             return False
         except ConnectionResetError:
@@ -215,16 +247,34 @@ class Sandbox:
             # init's last words may wait behind it.
             return True
         except OSError:
-            packet = b""
+            packet, ancillary, flags = b"", [], 0
+        rights = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                rights.frombytes(data)
+        try:
+            return self._received(packet, rights, whole=not flags & socket.MSG_CTRUNC)
+        finally:
+            for descriptor in rights:
+                os.close(descriptor)
+
+    def _received(self, packet: bytes, rights: array.array[int], *, whole: bool) -> bool:
         if not packet:
-            self._loop.remove_reader(self._channel)
+            self._hang_up()
             return False
         try:
             if len(packet) > MAX_PACKET_BYTES:
                 raise ProtocolViolation("a packet of init is too long")
-            self._take(messages.parse_from_init(packet))
+            message = messages.parse_from_init(packet)
+            names = message.descriptors if isinstance(message, Ready) else ()
+            if not whole or len(rights) != len(names) or (names and self.ready.done()):
+                raise ProtocolViolation("init sent descriptors that were not asked for")
+            self.descriptors.update(zip(names, rights, strict=True))
+            del rights[:]
+            self._take(message)
         except ProtocolViolation as violation:
-            self._loop.remove_reader(self._channel)
+            self._hang_up()
+            self._fail_ready(SandboxError("ready", 0, str(violation)))
             if self.on_violation is not None:
                 self.on_violation(str(violation))
             return False
@@ -267,8 +317,8 @@ class Sandbox:
 
     # What init is told.
 
-    def begin(self, order: RunTask, descriptors: Sequence[int]) -> Ticket:
-        """Tell init to start a task; the descriptors stay the caller's to close.
+    def begin(self, order: RunTask | Transfer, descriptors: Sequence[int]) -> Ticket:
+        """Tell init to start a task or a transfer; the descriptors stay the caller's to close.
 
         Raises:
             SandboxError: init does not take it.
@@ -303,6 +353,8 @@ class Sandbox:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
+        while self.descriptors:
+            os.close(self.descriptors.popitem()[1])
 
 
 def _status(death: Death) -> str:

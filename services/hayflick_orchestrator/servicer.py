@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hayflick_orchestrator.launcher import Launcher
     from hayflick_orchestrator.supervisor import Everyone, Supervisor
     from hayflick_orchestrator.tasks import TaskRun
+    from hayflick_orchestrator.transfers import Transfers
     from hayflick_orchestrator.worker_tasks import WorkerTasks
     from hayflick_sandbox.probe import Layer
 
@@ -43,6 +44,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         launcher: Launcher,
         tasks: WorkerTasks,
         *,
+        transfers: Transfers,
         layers: Sequence[Layer],
         on_launch: Callable[[], None],
     ) -> None:
@@ -51,6 +53,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._supervisor = supervisor
         self._launcher = launcher
         self._tasks = tasks
+        self._transfers = transfers
         self._layers = tuple(layers)
         self._on_launch = on_launch
         self._once = Once()
@@ -137,6 +140,28 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         if len(answer.sandboxes) < len(rest):
             answer.next_page_token = wire.encode_page_token(mark, last)
         return answer
+
+    async def PutFile(  # noqa: N802 -- protoc names it
+        self, request_iterator: AsyncIterator[pb.PutFileRequest], context: Context
+    ) -> pb.PutFileResponse:
+        """Writes a file into a worker's workspace."""
+        del context
+        parts = aiter(request_iterator)
+        async for first in parts:
+            if not first.HasField("header"):
+                break
+            return await self._transfers.put(self._living(first.header.worker_id), first.header, parts)
+        raise invalid_field("header", "must come first")
+
+    async def GetFile(  # noqa: N802 -- protoc names it
+        self, request: pb.GetFileRequest, context: Context
+    ) -> AsyncIterator[pb.GetFileResponse]:
+        """Reads a file from a worker's workspace."""
+        del context
+        responses = self._transfers.get(self._living(request.worker_id), request)
+        async with contextlib.aclosing(responses):
+            async for response in responses:
+                yield response
 
     async def GetNode(  # noqa: N802 -- protoc names it
         self, request: pb.GetNodeRequest, context: Context

@@ -14,7 +14,6 @@ import asyncio
 import logging
 import signal
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -29,22 +28,15 @@ from hayflick_orchestrator.lifecycle import (
     EndAsked,
     Event,
     Finished,
-    Frozen,
     GraceOver,
     Ready,
-    Thawed,
     step,
 )
 from hayflick_orchestrator.population import Population, tops
 from hayflick_orchestrator.predicates import CGROUP
-from hayflick_orchestrator.workers import (
-    Birth,
-    Worker,
-    exit_message,
-    final_usage,
-    usage_message,
-    worker_unknown,
-)
+from hayflick_orchestrator.quarantines import Quarantines
+from hayflick_orchestrator.reports import Report
+from hayflick_orchestrator.workers import Birth, Worker, exit_message, final_usage, usage_message
 from hayflick_rpc import wire
 
 if TYPE_CHECKING:
@@ -80,25 +72,12 @@ Everyone = Population[Worker, Birth, WorkerMessage]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What came of an order over several workers.
+class Supervisor:
+    """The one part that ends workers, and knows who freezes and thaws them.
 
     Attributes:
-        confirmed: Those of which it is certain.
-        unconfirmed: Those of which it is not, yet.
-        elapsed_seconds: Until the last of them was certain.
-        ended: Those whose end this report alone tells the controller.
+        quarantines: Freezes and thaws.
     """
-
-    confirmed: tuple[str, ...]
-    unconfirmed: tuple[str, ...]
-    elapsed_seconds: float
-    ended: tuple[Worker, ...] = ()
-
-
-class Supervisor:
-    """The one part that ends, freezes and thaws workers."""
 
     def __init__(
         self,
@@ -115,6 +94,7 @@ class Supervisor:
         self._records = records
         self._heartbeat_timeout_seconds = heartbeat_timeout_seconds
         self._background: set[asyncio.Task[Any]] = set()
+        self.quarantines = Quarantines(host, population, self._apply)
         self._mass_kills = 0
         self._calm = asyncio.Event()
         self._calm.set()
@@ -299,55 +279,12 @@ class Supervisor:
     # Freezing
 
     async def freeze(self, worker_id: str) -> Report:
-        """Freeze a worker and its descendants; births below it are called off.
-
-        Raises:
-            HayflickError: WORKER_UNKNOWN; LIMIT_NOT_ENFORCEABLE.
-        """
-        started = time.monotonic()
-        worker = self._require(worker_id)
-        worker.own_freeze = True
-        family = {member.worker_id for member in self._population.family(worker_id)}
-        below = [birth for birth in self._population.births if birth.parent_id in family]
-        for birth in below:
-            birth.frozen = True
-        await asyncio.gather(*(self._host.kill(birth.cgroup_path) for birth in below if birth.cgroup_path))
-        confirmed = await self._host.freeze(worker.cgroup_path)
-        members = self._population.family(worker_id)
-        ids = tuple(member.worker_id for member in members)
-        elapsed = time.monotonic() - started
-        if not confirmed:
-            # The order stands: the kernel may still get there.
-            return Report((), ids, elapsed)
-        for member in members:
-            self._apply(member, Frozen())
-        return Report(ids, (), elapsed)
+        """Quarantine a worker and its descendants; see :meth:`Quarantines.freeze`."""
+        return await self.quarantines.freeze(worker_id)
 
     def thaw(self, worker_id: str) -> Report:
-        """Let a worker and its descendants go on, but those that another freeze still holds.
-
-        Raises:
-            HayflickError: WORKER_UNKNOWN.
-        """
-        started = time.monotonic()
-        worker = self._require(worker_id)
-        worker.own_freeze = False
-        self._host.thaw(worker.cgroup_path)
-        thawed = []
-        for member in self._population.family(worker_id):
-            line = (member, *self._population.ancestors(member.worker_id))
-            if not any(one.own_freeze for one in line):
-                # Its init could not beat; it gets the full time to do so again.
-                member.sandbox.last_beat_monotonic = time.monotonic()
-                self._apply(member, Thawed())
-                thawed.append(member.worker_id)
-        return Report(tuple(thawed), (), time.monotonic() - started)
-
-    def _require(self, worker_id: str) -> Worker:
-        worker = self._population.get(worker_id)
-        if worker is None:
-            raise worker_unknown(worker_id)
-        return worker
+        """Release a worker and its descendants; see :meth:`Quarantines.thaw`."""
+        return self.quarantines.thaw(worker_id)
 
     # Watching
 
@@ -365,7 +302,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             for worker in self._population:
-                if worker.life.state == State.STATE_RUNNING and self._silent(worker):
+                if worker.life.state == State.STATE_RUNNING and not worker.held and self._silent(worker):
                     # Perhaps it was we who did not listen.
                     worker.sandbox.hear()
                     if self._silent(worker):
@@ -373,7 +310,8 @@ class Supervisor:
                         self.ask_end(worker, Ask(EndReason.END_REASON_HEARTBEAT_TIMEOUT, text))
 
     def _silent(self, worker: Worker) -> bool:
-        silence = time.monotonic() - worker.sandbox.last_beat_monotonic
+        heard = max(worker.sandbox.last_beat_monotonic, worker.thawed_monotonic)
+        silence = time.monotonic() - heard
         return silence > self._heartbeat_timeout_seconds
 
     def beats(self) -> list[WorkerBeat]:
@@ -381,7 +319,8 @@ class Supervisor:
         beats, now = [], time.monotonic()
         for worker in self._population:
             heard = worker.sandbox.last_beat_monotonic > worker.heard_monotonic
-            if worker.life.ending or not (heard or worker.life.state == State.STATE_QUARANTINED):
+            # The node vouches for those that it holds: they cannot beat.
+            if worker.life.ending or not (heard or worker.held):
                 continue
             worker.heard_monotonic = worker.sandbox.last_beat_monotonic
             beats.append(worker.beat())
@@ -429,6 +368,8 @@ class Supervisor:
         oom_kills = self._host.oom_kills(sandbox)
         asked = worker.life.ask
         self._apply(worker, Died())
+        for door in worker.doors.values():
+            door.close()
         if worker.cancel_expiry is not None:
             worker.cancel_expiry()
         facts = WorkerFacts(ask=asked, oom_kills=oom_kills, exit_code=death.exit_code, signal=death.signal)

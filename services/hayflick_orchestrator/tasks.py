@@ -5,6 +5,10 @@ task and the consumer there is one kernel pipe and one chunk, so a task that
 floods its output waits in ``write(2)`` and nobody else notices. Its end is
 reported by init, never by end-of-file, because a child that it left behind can
 hold its pipes open for as long as it likes.
+
+While its sandbox is quarantined, nothing of a task is read or told, and its
+time does not run. What it said before waits where it is; should the worker die
+in quarantine, it is given up, though evidence may show it.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import signal
 import socket
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hayflick_orchestrator.control import ControlStream, Dispatch, Raised, Violation
 from hayflick_sandbox.messages import RunTask, TaskExited
@@ -33,10 +37,11 @@ CHUNK_BYTES = 64 * 1024
 # What is read from one pipe after the task is gone. A pipe holds 64 KiB; more
 # comes only from a child that it left behind, and that may print for ever.
 MAX_LAST_WORDS_BYTES = 1024 * 1024
-# After SIGKILL the end comes at once, unless the worker is frozen.
+# After SIGKILL the end comes at once.
 KILL_SECONDS = 2.0
 # After the task is gone, what it sent lies in the socket already.
 CONTROL_DRAIN_SECONDS = 1.0
+CONTROL_POLL_SECONDS = 0.05
 
 
 class Output(enum.Enum):
@@ -70,6 +75,7 @@ class _Pipe:
         os.set_blocking(self.descriptor, False)  # our end alone; the task's blocks
         self.open = True
         self.left_bytes: int | None = None
+        self._ahead = b""
 
     def give_away(self) -> None:
         """Close the writing end, which init has by now."""
@@ -78,6 +84,9 @@ class _Pipe:
 
     def read(self) -> bytes:
         """Return the next chunk, empty when there is none now."""
+        if self._ahead:
+            data, self._ahead = self._ahead, b""
+            return data
         if not self.open:
             return b""
         try:
@@ -91,6 +100,12 @@ class _Pipe:
             if self.left_bytes <= 0:
                 self.open = False
         return data
+
+    def peek(self) -> bytes:
+        """Return what the next :meth:`read` will, without reading it."""
+        if not self._ahead:
+            self._ahead = self.read()
+        return self._ahead
 
     def close(self) -> None:
         if self.write_descriptor >= 0:
@@ -139,7 +154,7 @@ class TaskRun:
             descriptors = [pipe.write_descriptor for pipe in self._pipes]
             if spec.kind == "call":
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-                self._control = ControlStream(ours, self._dispatch)
+                self._control = ControlStream(ours, self._dispatch, self._sandbox.gate)
                 descriptors.append(theirs.fileno())
             order = RunTask(self.task_id, spec.kind, spec.entry, spec.argv, dict(spec.environment))
             ticket = self._sandbox.begin(order, descriptors)
@@ -151,6 +166,7 @@ class TaskRun:
                 theirs.close()
         for pipe in self._pipes:
             pipe.give_away()
+        self._sandbox.peeks[self.task_id] = self._peek
         self._started_at = time.monotonic()
         if self._control is not None:
             self._serving = asyncio.create_task(self._serve(self._control))
@@ -159,19 +175,21 @@ class TaskRun:
     async def chunks(self) -> AsyncGenerator[tuple[Output, bytes], None]:
         """Yield what the task prints, each output in its order, until the task is over."""
         while True:
+            if not await self._passage():
+                return
             over = self.over.is_set()
             if over:
-                for pipe in self._pipes:
-                    if pipe.left_bytes is None:
-                        pipe.left_bytes = MAX_LAST_WORDS_BYTES
+                self._bound_last_words()
             progressed = False
             for pipe in self._pipes:
-                if data := pipe.read():
+                # Whoever took the last chunk took his time: ask again.
+                if self._sandbox.gate.is_open and (data := pipe.read()):
                     progressed = True
+                    self._sandbox.transcript.add(self.task_id, pipe.output.name.lower(), data)
                     yield pipe.output, data
             if self._cancelled:
                 return
-            if progressed:
+            if progressed or not self._sandbox.gate.is_open:
                 # A consumer that never waits must not keep the loop to itself.
                 await asyncio.sleep(0)
             elif over:
@@ -190,6 +208,20 @@ class TaskRun:
         finally:
             for pipe in watched:
                 self._loop.remove_reader(pipe.descriptor)
+
+    def _bound_last_words(self) -> None:
+        for pipe in self._pipes:
+            if pipe.left_bytes is None:
+                pipe.left_bytes = MAX_LAST_WORDS_BYTES
+
+    async def _passage(self) -> bool:
+        """Wait out a quarantine; return whether it is over and the task may still be heard."""
+        return await self._sandbox.gate.passage((self._sandbox.dead, self._hung_up))
+
+    def _peek(self) -> dict[str, bytes]:
+        """Return the output that waits to be read, a chunk of each at most."""
+        self._wake.set()  # what is read ahead makes no descriptor readable
+        return {pipe.output.name.lower(): pipe.peek() for pipe in self._pipes}
 
     async def discard_output(self) -> None:
         """Read and drop what the task prints, until it is over."""
@@ -221,29 +253,31 @@ class TaskRun:
             control.close()
 
     async def _watch(self, ticket: Ticket) -> None:
-        ends: set[asyncio.Future[Any]] = {ticket.exited, self._sandbox.dead}
-        await asyncio.wait(
-            {*ends, self._hung_up}, timeout=self._spec.timeout_seconds, return_when=asyncio.FIRST_COMPLETED
-        )
+        gate, ends = self._sandbox.gate, (ticket.exited, self._sandbox.dead)
+        await gate.first((*ends, self._hung_up), self._spec.timeout_seconds)
         if not any(end.done() for end in ends):
             self._timed_out = not self._cancelled
             self._kill()
-            await asyncio.wait(ends, timeout=KILL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        if ticket.exited.done():
+            await gate.first(ends, KILL_SECONDS)
+        # One that died in quarantine was cut off before it could say how it ended.
+        heard = await gate.passage((self._sandbox.dead,))
+        if heard and ticket.exited.done():
             self._exited = ticket.exited.result()
         self._elapsed_seconds = time.monotonic() - self._started_at
         if self._serving is not None:
-            await self._settle_control(self._serving)
+            await self._settle_control(self._serving, heard=heard)
         self.over.set()
         self._wake.set()
 
-    async def _settle_control(self, serving: asyncio.Task[None]) -> None:
+    async def _settle_control(self, serving: asyncio.Task[None], *, heard: bool) -> None:
         # End-of-file ends it, but a child that the task left behind can keep
         # the stream open; then what counts was said already.
         assert self._control is not None
-        deadline = self._loop.time() + CONTROL_DRAIN_SECONDS
-        while not serving.done() and not self._control.settled and self._loop.time() < deadline:
-            await asyncio.wait({serving}, timeout=0.05)
+        left_seconds, gate = CONTROL_DRAIN_SECONDS, self._sandbox.gate
+        while heard and not serving.done() and not self._control.settled and left_seconds > 0:
+            await asyncio.wait({serving}, timeout=CONTROL_POLL_SECONDS)
+            left_seconds -= CONTROL_POLL_SECONDS
+            heard = await gate.passage((self._sandbox.dead,))
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
 
@@ -252,6 +286,7 @@ class TaskRun:
         try:
             assert self._watching is not None
             await asyncio.shield(self._watching)
+            await self._sandbox.gate.passage((self._sandbox.dead,))  # its result is output too
         finally:
             self._close()
         exited, control = self._exited, self._control
@@ -268,6 +303,7 @@ class TaskRun:
         )
 
     def _close(self) -> None:
+        self._sandbox.peeks.pop(self.task_id, None)
         for task in (self._serving, self._watching):
             if task is not None and not task.done():
                 task.cancel()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from google.protobuf.duration_pb2 import Duration
 
-from hayflick.v1.controller_pb2 import WorkerBeat
+from hayflick.v1.controller_pb2 import ContractTerms, WorkerBeat
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick.v1.orchestrator_pb2 import Sandbox as SandboxMessage
 from hayflick.v1.resources_pb2 import EndReason, Exit, Manifest, State, Usage
@@ -27,6 +27,19 @@ if TYPE_CHECKING:
     from hayflick_sandbox import cgroups
 
 _serials = itertools.count(1)
+
+
+class Door(Protocol):
+    """A way out of a sandbox that its licence gives."""
+
+    def hold(self) -> None:
+        """Let nothing more through, and lose nothing, until :meth:`release`."""
+
+    def release(self) -> None:
+        """Let through again."""
+
+    def close(self) -> None:
+        """Shut it for good, and cut whoever is in it. Idempotent."""
 
 
 class Birth:
@@ -69,13 +82,17 @@ class Worker:
 
     Attributes:
         record: As the controller registered it, with its manifest.
+        terms: What its contract has this node hold it to.
         verdict: Resolves when it is dead, with why.
         ended: Resolves when nothing of it is left and the controller knows.
         own_freeze: Whether a freeze was ordered for it, not only for an ancestor.
+        thawed_monotonic: When it was last let out of quarantine.
         told_by_result: Whether the result of an order tells the controller of its end.
+        doors: Its ways out, by name; closed when it is dead.
     """
 
     record: WorkerMessage
+    terms: ContractTerms
     sandbox: Sandbox
     cpu_limit_seconds: float | None
     serial: int
@@ -84,7 +101,9 @@ class Worker:
     verdict: asyncio.Future[Exit]
     ended: asyncio.Future[WorkerMessage]
     own_freeze: bool = False
+    thawed_monotonic: float = 0.0
     told_by_result: bool = False
+    doors: dict[str, Door] = field(default_factory=dict)
     heard_monotonic: float = 0.0
     read_monotonic: float | None = None
     metered_monotonic: float | None = None
@@ -94,13 +113,14 @@ class Worker:
     on_end: Callable[[], None] | None = None
 
     @classmethod
-    def of(cls, record: WorkerMessage, sandbox: Sandbox) -> Worker:
-        """Return the worker registered as *record* that runs in *sandbox*."""
+    def of(cls, record: WorkerMessage, terms: ContractTerms, sandbox: Sandbox) -> Worker:
+        """Return the worker registered as *record* under *terms* that runs in *sandbox*."""
         loop = asyncio.get_running_loop()
         resources = record.resources
         limit = wire.seconds(resources.cpu_time_limit) if resources.HasField("cpu_time_limit") else None
         return cls(
             record=record,
+            terms=terms,
             sandbox=sandbox,
             cpu_limit_seconds=limit,
             serial=next(_serials),
@@ -129,6 +149,11 @@ class Worker:
     def cgroup_path(self) -> str:
         """Where its processes are."""
         return self.sandbox.cgroup_path
+
+    @property
+    def held(self) -> bool:
+        """Whether its channels are cut: it is quarantined, or about to be."""
+        return not self.sandbox.gate.is_open
 
     @property
     def may_call(self) -> bool:
@@ -178,7 +203,7 @@ class Worker:
             HayflickError: WORKER_EXPIRED, KILL_SWITCH_ENGAGED, QUARANTINED or
                 WORKER_NOT_RUNNING.
         """
-        if self.life.accepts_tasks and not self.expired():
+        if self.life.accepts_tasks and not self.held and not self.expired():
             return
         if self.verdict.done():
             raise refusal_after(self.worker_id, self.verdict.result().reason, self.life.state)
@@ -186,7 +211,7 @@ class Worker:
             raise refusal_after(self.worker_id, self.life.ask.reason, self.life.state)
         if self.expired():
             raise refusal_after(self.worker_id, EndReason.END_REASON_EXPIRED, self.life.state)
-        if self.life.state == State.STATE_QUARANTINED:
+        if self.held or self.life.state == State.STATE_QUARANTINED:
             raise quarantined(self.worker_id)
         raise refusal_after(self.worker_id, EndReason.END_REASON_UNSPECIFIED, self.life.state)
 

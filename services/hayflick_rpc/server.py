@@ -58,6 +58,11 @@ class _Pool:
             return found.methods_by_name[method].containing_service.file
 
 
+def descriptors() -> DescriptorPool:
+    """Return the pool that a service's reflection reads."""
+    return cast("DescriptorPool", _Pool())
+
+
 def set_up_logging(name: str) -> None:
     """Send this process's log to standard error, one line an entry."""
     logging.basicConfig(
@@ -103,7 +108,7 @@ async def serve(
             names = [*register(server), health.SERVICE_NAME, reflection.SERVICE_NAME]
             status = health.aio.HealthServicer()
             health_pb2_grpc.add_HealthServicer_to_server(status, server)
-            reflection.enable_server_reflection(names, server, pool=cast("DescriptorPool", _Pool()))
+            reflection.enable_server_reflection(names, server, pool=descriptors())
             server.add_insecure_port(f"unix:{path}")
             await server.start()
             path.chmod(0o600)

@@ -37,6 +37,15 @@ from hayflick_controller.model import (
 from hayflick_controller.store import Commit, Store
 from hayflick_controller.store.protocol import Beat
 from hayflick_controller.store.sql import sqlite_store
+from hayflick_controller.terms import (
+    DenialClass,
+    FamilyBudget,
+    GradeFloor,
+    IsolationGrade,
+    Terms,
+    Tripwire,
+    TripwireScope,
+)
 
 CONTRACT = Contract(
     "contract-1",
@@ -50,11 +59,18 @@ CONTRACT = Contract(
             StopCondition("first", "why", cel="active_count > 3"),
             StopCondition("second", predicate=Predicate(b"\0pickle", "3.11", 7)),
         ),
+        terms=Terms(
+            grade_floors=(GradeFloor(1, IsolationGrade.B),),
+            family_budget=FamilyBudget(2**30, 500, 64, 10, 60_000_000),
+            tripwires=(Tripwire("t", 3, 7, (DenialClass.MOUNTS,), TripwireScope.FAMILY),),
+        ),
     ),
     "key-1",
     100,
 )
-RESOURCES = Resources(500, 2**28, 3, 4, 5, 6, 2**53 - 1, 8, NetworkPolicy(allow_loopback=True))
+RESOURCES = Resources(
+    500, 2**28, 3, 4, 5, 6, 2**53 - 1, 8, NetworkPolicy(allow_loopback=True, allowed_hosts=("é:1", "*.b")), 9
+)
 
 
 def manifest(

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from replication.contract import (
+        DenialClass,
+        FamilyBudget,
         Manifest,
         NetworkPolicy,
         Predicate,
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
         ReplicationContract,
         ResourceSpec,
         StopCondition,
+        Tripwire,
+        TripwireScope,
     )
     from replication.controller import Controller, KillSwitchResult, Lineage, RegistryEntry
     from replication.errors import (
@@ -60,7 +64,9 @@ if TYPE_CHECKING:
 __all__ = [
     "ContainerRecord",
     "Controller",
+    "DenialClass",
     "EndReason",
+    "FamilyBudget",
     "HayflickError",
     "InternalError",
     "InvalidField",
@@ -95,6 +101,8 @@ __all__ = [
     "TaskKilled",
     "TaskTimeout",
     "TooLarge",
+    "Tripwire",
+    "TripwireScope",
     "Usage",
     "Worker",
     "WorkerEnded",
@@ -106,6 +114,8 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(
         (
+            "DenialClass",
+            "FamilyBudget",
             "Manifest",
             "NetworkPolicy",
             "Predicate",
@@ -113,6 +123,8 @@ _HOMES = {
             "ReplicationContract",
             "ResourceSpec",
             "StopCondition",
+            "Tripwire",
+            "TripwireScope",
         ),
         "contract",
     ),

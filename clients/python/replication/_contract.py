@@ -10,12 +10,14 @@ from typing import TypeAlias
 
 from replication import _checks
 from replication._manifest import Manifest
+from replication._terms import FamilyBudget, Tripwire
 
 MAX_DEPTH = 1_000
 MAX_REPLICAS = 1_000_000
 MAX_SECONDS = 366 * 86_400.0  # a leap year
 MAX_MANIFEST_TTL_SECONDS = 3_600.0
 MAX_STOP_CONDITIONS = 64
+MAX_TRIPWIRES = 16
 MAX_CEL_BYTES = 4_096
 MAX_PREDICATE_SECONDS = 30.0
 
@@ -147,6 +149,8 @@ class ReplicationContract:
         manifest_ttl_seconds: How long a manifest, and the slot it reserves, stays
             good, 3,600 at most; ``None`` is the controller's default of 60.
         display_name: For people.
+        family_budget: What each root and all its descendants may use together.
+        tripwires: Rules that quarantine by themselves, 16 at most, with different names.
 
     Raises:
         ValueError: A field is not valid; the message begins with it.
@@ -159,6 +163,8 @@ class ReplicationContract:
     expiration_seconds: float | None = None
     manifest_ttl_seconds: float | None = None
     display_name: str = ""
+    family_budget: FamilyBudget | None = None
+    tripwires: Sequence[Tripwire] = ()
 
     def __post_init__(self) -> None:
         _checks.integer("max_depth", self.max_depth, 0, MAX_DEPTH)
@@ -182,6 +188,21 @@ class ReplicationContract:
             names.add(condition.name)
         # A list that its maker goes on changing would promise what the controller does not hold.
         object.__setattr__(self, "stop_conditions", tuple(self.stop_conditions))
+        if self.family_budget is not None and not isinstance(self.family_budget, FamilyBudget):
+            raise ValueError(f"family_budget: must be a FamilyBudget, not {self.family_budget!r}")
+        self._check_tripwires()
+
+    def _check_tripwires(self) -> None:
+        if not isinstance(self.tripwires, Sequence):
+            raise ValueError(f"tripwires: must be a list, not {self.tripwires!r}")
+        if len(self.tripwires) > MAX_TRIPWIRES:
+            raise ValueError(f"tripwires: at most {MAX_TRIPWIRES} are allowed")
+        for tripwire in self.tripwires:
+            if not isinstance(tripwire, Tripwire):
+                raise ValueError(f"tripwires: must hold Tripwires, not {tripwire!r}")
+        if len({tripwire.name for tripwire in self.tripwires}) < len(self.tripwires):
+            raise ValueError("tripwires: two have the same name")
+        object.__setattr__(self, "tripwires", tuple(self.tripwires))
 
     def evaluate(self, context: ReplicationContext) -> StopCondition | None:
         """Return the first stop condition that *context* triggers, asked in this process.

@@ -16,6 +16,7 @@ from replication._contract import LineageFacts, ParentFacts, ReplicationContext,
 from replication._manifest import Manifest
 from replication._records import EndReason, RegistryEntry, Stage, Usage, WorkerExit
 from replication._resources import BYTES_PER_MB, NetworkPolicy, ResourceSpec
+from replication._terms import DenialClass, FamilyBudget, Tripwire, TripwireScope
 
 Json: TypeAlias = Mapping[str, Any]
 T = TypeVar("T")
@@ -33,10 +34,13 @@ def resources_to_json(resources: ResourceSpec) -> dict[str, Any]:
         workspaceLimitBytes=_bytes(resources.workspace_limit_mb),
         tmpLimitBytes=_bytes(resources.tmp_limit_mb),
         cpuTimeLimit=duration(resources.cpu_time_limit_seconds),
+        outputLimitBytes=_bytes(resources.output_limit_mb),
         network=_without_empty(
             allowController=policy.allow_controller,
             allowExternal=policy.allow_external,
             allowLoopback=policy.allow_loopback,
+            allowedHosts=list(policy.allowed_hosts) or None,
+            egressLimitBytes=_bytes(policy.egress_limit_mb),
         ),
     )
 
@@ -51,6 +55,8 @@ def resources_from_json(value: Json) -> ResourceSpec:
             allow_controller=network.get("allowController", False),
             allow_external=network.get("allowExternal", False),
             allow_loopback=network.get("allowLoopback", False),
+            allowed_hosts=tuple(network.get("allowedHosts", ())),
+            egress_limit_mb=_megabytes(network.get("egressLimitBytes")),
         ),
         pids_limit=value.get("pidsLimit") or None,
         open_files_limit=value.get("openFilesLimit") or None,
@@ -58,6 +64,7 @@ def resources_from_json(value: Json) -> ResourceSpec:
         workspace_limit_mb=_megabytes(value.get("workspaceLimitBytes")),
         tmp_limit_mb=_megabytes(value.get("tmpLimitBytes")),
         cpu_time_limit_seconds=seconds(value["cpuTimeLimit"]) if "cpuTimeLimit" in value else None,
+        output_limit_mb=_megabytes(value.get("outputLimitBytes")),
     )
 
 
@@ -133,6 +140,8 @@ def contract_to_json(contract: ReplicationContract) -> dict[str, Any]:
         cooldown=duration(contract.cooldown_seconds),
         expiration=duration(contract.expiration_seconds),
         manifestTtl=duration(contract.manifest_ttl_seconds),
+        familyBudget=None if contract.family_budget is None else _budget_to_json(contract.family_budget),
+        tripwires=[_tripwire_to_json(tripwire) for tripwire in contract.tripwires] or None,
     )
 
 
@@ -145,6 +154,8 @@ def contract_from_json(value: Json) -> ReplicationContract:
         expiration_seconds=seconds(value["expiration"]) if "expiration" in value else None,
         manifest_ttl_seconds=seconds(value["manifestTtl"]) if "manifestTtl" in value else None,
         display_name=value.get("displayName", ""),
+        family_budget=_budget_from_json(value["familyBudget"]) if "familyBudget" in value else None,
+        tripwires=tuple(_tripwire_from_json(tripwire) for tripwire in value.get("tripwires", ())),
     )
 
 
@@ -224,6 +235,46 @@ def duration(value: float | None) -> str | None:
 def seconds(text: str) -> float:
     """Return the seconds in a ``google.protobuf.Duration``."""
     return float(text.removesuffix("s"))
+
+
+def _budget_to_json(budget: FamilyBudget) -> dict[str, Any]:
+    return _without_empty(
+        memoryLimitBytes=_bytes(budget.memory_limit_mb),
+        cpuMillis=None if budget.cpu_limit is None else round(budget.cpu_limit * 1_000),
+        pidsLimit=budget.pids_limit,
+        maxSpawns=budget.max_spawns,
+        wallTimeLimit=duration(budget.wall_time_limit_seconds),
+    )
+
+
+def _budget_from_json(value: Json) -> FamilyBudget:
+    return FamilyBudget(
+        memory_limit_mb=_megabytes(value.get("memoryLimitBytes")),
+        cpu_limit=value["cpuMillis"] / 1_000 if value.get("cpuMillis") else None,
+        pids_limit=value.get("pidsLimit") or None,
+        max_spawns=value.get("maxSpawns") or None,
+        wall_time_limit_seconds=seconds(value["wallTimeLimit"]) if "wallTimeLimit" in value else None,
+    )
+
+
+def _tripwire_to_json(tripwire: Tripwire) -> dict[str, Any]:
+    return _without_empty(
+        name=tripwire.name,
+        classes=[f"DENIAL_CLASS_{one.name}" for one in tripwire.classes] or None,
+        count=tripwire.count,
+        window=duration(tripwire.window_seconds),
+        scope=f"TRIPWIRE_SCOPE_{tripwire.scope.name}",
+    )
+
+
+def _tripwire_from_json(value: Json) -> Tripwire:
+    return Tripwire(
+        name=value.get("name", ""),
+        count=value.get("count", 0),
+        window_seconds=seconds(value.get("window", "0s")),
+        classes=tuple(DenialClass[name.removeprefix("DENIAL_CLASS_")] for name in value.get("classes", ())),
+        scope=_member(TripwireScope, value.get("scope", ""), "TRIPWIRE_SCOPE_") or TripwireScope.WORKER,
+    )
 
 
 def _exit_from_json(value: Json) -> WorkerExit:

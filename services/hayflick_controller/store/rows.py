@@ -24,6 +24,7 @@ from hayflick_controller.model import (
     Usage,
     Worker,
 )
+from hayflick_controller.store import terms
 
 if TYPE_CHECKING:
     from sqlalchemy import Row
@@ -53,6 +54,7 @@ def contract_values(contract: Contract) -> Values:
         "active_count": contract.active_count,
         "reserved_count": contract.reserved_count,
         "population_version": contract.population_version,
+        "terms": terms.text_of(policy.terms),
     }
 
 
@@ -68,6 +70,7 @@ def contract(row: Row[Any], stop_conditions: tuple[StopCondition, ...]) -> Contr
             manifest_ttl_us=row.manifest_ttl_us,
             display_name=row.display_name,
             stop_conditions=stop_conditions,
+            terms=terms.from_text(row.terms),
         ),
         key_id=row.key_id,
         create_us=row.create_us,
@@ -127,7 +130,10 @@ def resources_text(resources: Resources) -> str:
 def resources(value: str) -> Resources:
     """Return the resources in a JSON text."""
     fields = json.loads(value)
-    return Resources(**{**fields, "network": NetworkPolicy(**fields["network"])})
+    network = fields["network"]
+    # A list in JSON; absent in what was written before there were any.
+    network["allowed_hosts"] = tuple(network.get("allowed_hosts", ()))
+    return Resources(**{**fields, "network": NetworkPolicy(**network)})
 
 
 def manifest_values(manifest_: Manifest) -> Values:
@@ -188,6 +194,7 @@ def worker_values(worker_: Worker) -> Values:
         "stop_reason": worker_.stop_reason.value if worker_.stop_reason else None,
         "stop_detail": worker_.stop_detail,
         **exit_values(exit_),
+        "spawn_count": 0,
     }
 
 

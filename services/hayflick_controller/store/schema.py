@@ -55,6 +55,7 @@ contracts = Table(
     Column("active_count", Integer, nullable=False),
     Column("reserved_count", Integer, nullable=False),
     Column("population_version", BigInteger, nullable=False),
+    Column("terms", Text, nullable=False, server_default=text("''")),
     Index("ix_contracts_create_us_contract_id", "create_us", "contract_id"),
 )
 
@@ -165,6 +166,7 @@ workers = Table(
     Column("exit_code", BigInteger, nullable=False),
     Column("signal", BigInteger, nullable=False),
     Column("end_us", BigInteger),
+    Column("spawn_count", BigInteger, nullable=False, server_default=text("0")),
     Index("ix_workers_create_us_worker_id", "create_us", "worker_id"),
     Index("ix_workers_contract_id_create_us_worker_id", "contract_id", "create_us", "worker_id"),
     Index("ix_workers_parent_id_create_us", "parent_id", "create_us"),

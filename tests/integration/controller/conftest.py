@@ -97,6 +97,7 @@ class Node:
         self.obedient = True
         self.evaluate: Callable[[pb.EvaluateOrder], pb.OrderResult] = lambda _: pb.OrderResult(value=False)
         self._sequence = 0
+        self.terms: dict[str, pb.ContractTerms] = {}
         self._acks: asyncio.Queue[int] = asyncio.Queue()
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
@@ -135,6 +136,7 @@ class Node:
         )
         response = await ask(self.stub.RegisterWorker(asked))
         worker: resources_pb2.Worker = response.worker
+        self.terms[worker.worker_id] = response.terms
         self.workers.add(worker.worker_id)
         return worker
 

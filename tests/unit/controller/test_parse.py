@@ -12,8 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hayflick.v1 import controller_pb2, resources_pb2
-from hayflick_controller import parse, render
-from hayflick_controller.model import MAX_EXACT_INTEGER, Manifest, NetworkPolicy, Resources, Usage
+from hayflick_controller import parse, render, render_terms
+from hayflick_controller.model import (
+    MAX_EXACT_INTEGER,
+    Contract,
+    Latch,
+    Manifest,
+    NetworkPolicy,
+    Resources,
+    Scope,
+    ScopeKind,
+    Usage,
+)
+from hayflick_controller.store import terms as terms_text
 from hayflick_rpc.errors import HayflickError
 
 BIG = 2**64 - 1
@@ -36,6 +47,11 @@ def cel(name: str = "rule", source: str = "true") -> resources_pb2.StopCondition
     return resources_pb2.StopCondition(name=name, cel=source)
 
 
+def tripwire(**fields: Any) -> resources_pb2.Tripwire:
+    """Make a tripwire that is valid but for *fields*."""
+    return resources_pb2.Tripwire(**{"name": "t", "count": 1, "window": Duration(seconds=1), **fields})
+
+
 def refused(call: Any) -> str:
     """Return the field that a refusal names."""
     with pytest.raises(HayflickError) as caught:
@@ -53,6 +69,9 @@ def refused(call: Any) -> str:
         ("reserved_count", 1),
         ("kill_switch", resources_pb2.KillSwitch()),
         ("create_time", Timestamp()),
+        ("grade_floors", [resources_pb2.GradeFloor()] * 17),
+        ("tripwires", [tripwire(name=f"t{number}") for number in range(17)]),
+        ("tripwires", [tripwire(), tripwire()]),
         ("max_depth", 1_001),
         ("max_replicas", 0),
         ("max_replicas", 1_000_001),
@@ -253,3 +272,136 @@ def test_usage_is_checked() -> None:
         resources_pb2.Usage(cpu_time=Duration(seconds=-1)),
     ):
         assert refused(lambda wrong=wrong: parse.usage("usage", wrong)).startswith("usage.")
+
+
+FLOOR = resources_pb2.GradeFloor(from_depth=2, min_grade=resources_pb2.ISOLATION_GRADE_B)
+BUDGET = resources_pb2.FamilyBudget(
+    memory_limit_bytes=2**24, cpu_millis=10, pids_limit=2, max_spawns=1, wall_time_limit=Duration(nanos=1_000)
+)
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("family_budget.memory_limit_bytes", {"memory_limit_bytes": 2**24 - 1}),
+        ("family_budget.memory_limit_bytes", {"memory_limit_bytes": 2**53}),
+        ("family_budget.cpu_millis", {"cpu_millis": 9}),
+        ("family_budget.pids_limit", {"pids_limit": 1}),
+        ("family_budget.pids_limit", {"pids_limit": 2**23}),
+        ("family_budget.max_spawns", {"max_spawns": 2**30}),
+        ("family_budget.wall_time_limit", {"wall_time_limit": Duration()}),
+        ("family_budget.wall_time_limit", {"wall_time_limit": Duration(seconds=-1)}),
+    ],
+)
+def test_bad_family_budgets_are_refused(field: str, fields: dict[str, Any]) -> None:
+    """A limit of a family that is out of range is refused and named."""
+    budget = resources_pb2.FamilyBudget(**fields)
+    assert refused(lambda: parse.policy(contract(family_budget=budget))) == f"contract.{field}"
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("name", {"name": ""}),
+        ("name", {"name": "a b"}),
+        ("name", {"name": "x" * 65}),
+        ("classes[0]", {"classes": [0]}),
+        ("classes[1]", {"classes": [1, 99]}),
+        ("classes", {"classes": [1, 1]}),
+        ("count", {"count": 0}),
+        ("count", {"count": 1_001}),
+        ("window", {"window": None}),
+        ("window", {"window": Duration()}),
+        ("window", {"window": Duration(seconds=3_601)}),
+        ("scope", {"scope": 99}),
+    ],
+)
+def test_bad_tripwires_are_refused(field: str, fields: dict[str, Any]) -> None:
+    """A tripwire that could not be kept is refused and the field named."""
+    wrong = contract(tripwires=[tripwire(name="good"), tripwire(**fields)])
+    assert refused(lambda: parse.policy(wrong)) == f"contract.tripwires[1].{field}"
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("min_grade", {}),
+        ("min_grade", {"min_grade": 99}),
+        ("from_depth", {"min_grade": 1, "from_depth": 1_001}),
+    ],
+)
+def test_bad_floors_are_refused(field: str, fields: dict[str, Any]) -> None:
+    """A floor without a grade, or for generations that no contract has, is refused."""
+    wrong = contract(grade_floors=[FLOOR, resources_pb2.GradeFloor(**fields)])
+    assert refused(lambda: parse.policy(wrong)) == f"contract.grade_floors[1].{field}"
+
+
+def test_terms_come_back_as_they_went_in() -> None:
+    """What a contract says about containment is read, and rendered again, without a change."""
+    wires = [
+        tripwire(name="any", scope=resources_pb2.TRIPWIRE_SCOPE_WORKER),
+        tripwire(name="some", classes=[1, 10], count=3, scope=resources_pb2.TRIPWIRE_SCOPE_FAMILY),
+    ]
+    said = contract(grade_floors=[FLOOR], family_budget=BUDGET, tripwires=wires)
+    policy = parse.policy(said)
+    terms = render_terms.contract_terms(policy, 2)
+    assert terms.min_grade == resources_pb2.ISOLATION_GRADE_B
+    assert terms.family_budget == BUDGET
+    assert list(terms.tripwires) == wires
+    assert (terms.max_replicas, terms.max_depth) == (10, 3)
+    whole = render.contract(Contract("c", policy, "k", 0), Latch(Scope(ScopeKind.CONTRACT, "c")))
+    assert (whole.family_budget, list(whole.grade_floors), list(whole.tripwires)) == (BUDGET, [FLOOR], wires)
+    assert terms_text.from_text(terms_text.text_of(policy.terms)) == policy.terms
+
+
+def test_the_strictest_floor_that_applies_counts() -> None:
+    """A generation is held to the highest of the floors that begin at or above it."""
+    grade = resources_pb2.IsolationGrade
+    floors = [
+        resources_pb2.GradeFloor(from_depth=1, min_grade=grade.ISOLATION_GRADE_A),
+        resources_pb2.GradeFloor(from_depth=2, min_grade=grade.ISOLATION_GRADE_C),
+    ]
+    terms = parse.policy(contract(grade_floors=floors)).terms
+    assert [terms.min_grade(depth).name for depth in (0, 1, 2, 9)] == ["UNSPECIFIED", "A", "A", "A"]
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("allowed_hosts", {"allowed_hosts": [f"h{number}" for number in range(65)]}),
+        ("allowed_hosts", {"allowed_hosts": ["a", "a"]}),
+        *(
+            ("allowed_hosts[0]", {"allowed_hosts": [host]})
+            for host in (
+                "",
+                "*",
+                "A.b",
+                "a..b",
+                "a.",
+                ".a",
+                "a:0",
+                "a:65536",
+                "a:x",
+                "*.*.a",
+                "a\0b",
+                "a b",
+                "a/b",
+            )
+        ),
+        ("egress_limit_bytes", {"egress_limit_bytes": 2**53}),
+    ],
+)
+def test_bad_licences_are_refused(field: str, fields: dict[str, Any]) -> None:
+    """A host that is not spelled as one, or a budget too large to sign, is refused and named."""
+    wire = resources_pb2.Resources(cpu_millis=10, memory_limit_bytes=2**24, network=fields)
+    assert refused(lambda: parse.resources("resources", wire)) == f"resources.network.{field}"
+
+
+def test_good_licences_come_back() -> None:
+    """Names, addresses and ports are kept as they are, in their order."""
+    hosts = ["pypi.org", "*.example.org:8443", "127.0.0.1:80", "[::1]:443", "under_score"]
+    network = resources_pb2.NetworkPolicy(allowed_hosts=hosts, egress_limit_bytes=5)
+    wire = resources_pb2.Resources(
+        cpu_millis=10, memory_limit_bytes=2**24, network=network, output_limit_bytes=7
+    )
+    assert render.resources(parse.resources("resources", wire)) == wire

@@ -34,7 +34,9 @@ def from_canonical(text: str) -> Manifest:
     document = json.loads(text)
     resources = document["resources"]
     resources["cpu_time_limit_us"] = resources.pop("cpu_time_limit_us")
-    resources["network"] = NetworkPolicy(**resources["network"])
+    network = resources["network"]
+    network["allowed_hosts"] = tuple(network["allowed_hosts"])
+    resources["network"] = NetworkPolicy(**network)
     document["resources"] = Resources(**resources)
     document["issue_us"] = document.pop("issue_time_us")
     document["expire_us"] = document.pop("expire_time_us")
@@ -73,6 +75,8 @@ def _others(value: object) -> list[object]:
             return [value + " ", value[:-1] or "x"]
         case None:
             return [0, 1]
+        case tuple():
+            return [(*value, "x"), value[1:] or ("x",), (*value[::-1], "")]
         case _:
             raise AssertionError(value)
 
@@ -88,7 +92,11 @@ def test_every_field_is_covered(name: str) -> None:
     for limit in fields(Resources):
         value = getattr(signed.resources, limit.name)
         changed = (
-            [replace(value, **{part.name: not getattr(value, part.name)}) for part in fields(NetworkPolicy)]
+            [
+                replace(value, **{part.name: other})
+                for part in fields(NetworkPolicy)
+                for other in _others(getattr(value, part.name))
+            ]
             if isinstance(value, NetworkPolicy)
             else _others(value)
         )
@@ -104,7 +112,14 @@ RESOURCES = st.builds(
     **{field.name: NUMBERS for field in fields(Resources) if field.name != "network"}
     | {
         "cpu_time_limit_us": st.none() | NUMBERS,
-        "network": st.builds(NetworkPolicy, st.booleans(), st.booleans(), st.booleans()),
+        "network": st.builds(
+            NetworkPolicy,
+            st.booleans(),
+            st.booleans(),
+            st.booleans(),
+            st.lists(TEXT).map(tuple),
+            NUMBERS,
+        ),
     },
 )
 MANIFESTS = st.builds(

@@ -104,6 +104,13 @@ def test_the_outside_network_is_not_pretended() -> None:
         policy_of(resources, "b" * 16)
 
 
+def test_hosts_that_no_proxy_holds_a_worker_to_are_not_pretended() -> None:
+    """A worker that asks for some hosts is refused where nothing would keep it from the others."""
+    network = NetworkPolicy(allowed_hosts=["pypi.org"])
+    with refused("LIMIT_NOT_ENFORCEABLE"):
+        policy_of(Resources(cpu_millis=1_000, memory_limit_bytes=64 * MIB, network=network), "b" * 16)
+
+
 def python(pickled: bytes = b"x", version: str = PYTHON_VERSION) -> Task:
     """Return a Python task."""
     return Task(python=PythonCallable(pickled=pickled, python_version=version))

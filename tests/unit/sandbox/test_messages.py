@@ -27,6 +27,7 @@ whole = st.integers(-(2**53), 2**53)
 seconds = st.floats(allow_nan=False, allow_infinity=False)
 variables = st.dictionaries(text, text, max_size=3)
 from_init = st.one_of(
+    st.permutations(messages.DESCRIPTORS).map(lambda names: Ready(tuple(names))),
     st.just(Ready()),
     st.builds(SetupFailed, text, whole, text),
     st.builds(Beat, whole),
@@ -94,6 +95,11 @@ def test_near_misses(name: str, content: dict[str, Any]) -> None:
         b'["Ready",{},1]',
         b'["Ready",{"x":1}]',
         b'["Ready",[]]',
+        b'["Ready",{"descriptors":["master_key"]}]',
+        b'["Ready",{"descriptors":["worker_service","worker_service"]}]',
+        b'["Ready",{"descriptors":"worker_service"}]',
+        b'["Ready",{"descriptors":[["worker_service"]]}]',
+        b'["Beat",{"tasks":1,"descriptors":[]}]',
         b'[["Ready"],{}]',
         b'["Beat",{"tasks":true}]',
         b'["Beat",{"tasks":1.5}]',

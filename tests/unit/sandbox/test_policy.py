@@ -97,6 +97,7 @@ policies = st.builds(
         st.text().filter(lambda text: "\0" not in text),
         max_size=3,
     ),
+    st.booleans(),
 )
 
 

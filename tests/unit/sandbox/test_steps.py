@@ -17,6 +17,7 @@ from hayflick_sandbox.steps import (
     Host,
     KeepDescriptors,
     LimitResources,
+    OpenWorkerService,
     PrivateDirectory,
     Step,
     TakeIdentity,
@@ -44,10 +45,10 @@ def at(steps: list[Step], kind: type[Step]) -> int:
     return next(index for index, step in enumerate(steps) if isinstance(step, kind))
 
 
-@pytest.mark.parametrize("loopback", [False, True])
-def test_every_step_describes_itself(loopback: bool) -> None:
+@pytest.mark.parametrize("licensed", [False, True])
+def test_every_step_describes_itself(licensed: bool) -> None:
     """Each step says what it does in a line, beginning in lower case and without a full stop."""
-    lines = [step.describe() for step in steps_of(Policy(loopback=loopback))]
+    lines = [step.describe() for step in steps_of(Policy(loopback=licensed, worker_service=licensed))]
     assert all(line and line == line.strip() and "\n" not in line for line in lines)
     assert all(line[0].islower() and not line.endswith(".") for line in lines)
     assert len(set(lines)) == len(lines)
@@ -110,6 +111,14 @@ def test_loopback_takes_the_other_filters() -> None:
     """The filters that allow AF_INET are installed only where the policy gives loopback."""
     closed, opened = steps_of()[-1], steps_of(Policy(loopback=True))[-1]
     assert closed != opened
+
+
+def test_a_door_costs_only_those_who_have_it() -> None:
+    """A worker without the licence goes through no step of it; with it, before the root is read-only."""
+    plain = steps_of()
+    licensed = steps_of(Policy(worker_service=True))
+    assert len(licensed) == len(plain) + 1
+    assert at(licensed, OpenWorkerService) < at(licensed, EnterRoot)
 
 
 def test_the_explanation_is_the_plan() -> None:

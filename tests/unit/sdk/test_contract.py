@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replication import (
+    FamilyBudget,
     Manifest,
     NetworkPolicy,
     ReplicationContext,
     ReplicationContract,
     ResourceSpec,
     StopCondition,
+    Tripwire,
 )
 
 NOT_NUMBERS = st.one_of(
@@ -100,6 +102,24 @@ def test_a_bad_limit_is_a_value_error_that_names_the_field(field: str, value: ob
         (lambda: resources(memory_limit_mb=16.3), "memory_limit_mb"),
         (lambda: resources(network_policy=None), "network_policy"),
         (lambda: NetworkPolicy(allow_external="no"), "allow_external"),  # type: ignore[arg-type]
+        (lambda: contract(family_budget={}), "family_budget"),
+        (lambda: contract(tripwires="no"), "tripwires"),
+        (lambda: contract(tripwires=[Tripwire("a", 1, 1)] * 2), "tripwires"),
+        (lambda: contract(tripwires=[Tripwire(str(n), 1, 1) for n in range(17)]), "tripwires"),
+        (lambda: FamilyBudget(memory_limit_mb=15), "memory_limit_mb"),
+        (lambda: FamilyBudget(cpu_limit=0), "cpu_limit"),
+        (lambda: FamilyBudget(pids_limit=1), "pids_limit"),
+        (lambda: FamilyBudget(max_spawns=0), "max_spawns"),
+        (lambda: FamilyBudget(wall_time_limit_seconds=0), "wall_time_limit_seconds"),
+        (lambda: Tripwire("a b", 1, 1), "name"),
+        (lambda: Tripwire("a", 1_001, 1), "count"),
+        (lambda: Tripwire("a", 1, 3_601), "window_seconds"),
+        (lambda: Tripwire("a", 1, 1, ["mounts"]), "classes"),  # type: ignore[list-item]
+        (lambda: Tripwire("a", 1, 1, scope="family"), "scope"),  # type: ignore[arg-type]
+        (lambda: NetworkPolicy(allowed_hosts="pypi.org"), "allowed_hosts"),
+        (lambda: NetworkPolicy(allowed_hosts=["a"] * 65), "allowed_hosts"),
+        (lambda: NetworkPolicy(egress_limit_mb=0), "egress_limit_mb"),
+        (lambda: resources(output_limit_mb=0), "output_limit_mb"),
         (lambda: StopCondition("", cel="true"), "name"),
         (lambda: StopCondition("x"), "predicate"),
         (lambda: StopCondition("x", predicate=lambda context: True, cel="true"), "predicate"),

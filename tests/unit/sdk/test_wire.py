@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hayflick.v1 import resources_pb2
-from replication import Manifest, NetworkPolicy, ReplicationContract, ResourceSpec, _rpc, _wire
+from replication import (
+    DenialClass,
+    FamilyBudget,
+    Manifest,
+    NetworkPolicy,
+    ReplicationContract,
+    ResourceSpec,
+    Tripwire,
+    TripwireScope,
+    _rpc,
+    _wire,
+)
 from replication._records import EndReason, Stage
 
 MB = 1024 * 1024
@@ -22,13 +33,37 @@ RESOURCES = st.builds(
     ResourceSpec,
     cpu_limit=st.integers(10, 1_024_000).map(lambda millis: millis / 1_000),
     memory_limit_mb=st.integers(16 * MB, 2**50).map(lambda size: size // MB if size % MB == 0 else size / MB),
-    network_policy=st.builds(NetworkPolicy, st.booleans(), st.booleans(), st.booleans()),
+    network_policy=st.builds(
+        NetworkPolicy,
+        st.booleans(),
+        st.booleans(),
+        st.booleans(),
+        allowed_hosts=st.lists(TEXT.filter(bool), max_size=3),
+        egress_limit_mb=SIZES,
+    ),
     pids_limit=st.none() | st.integers(1, 1_000),
     open_files_limit=st.none() | st.integers(1, 1_000),
     file_size_limit_mb=SIZES,
     workspace_limit_mb=SIZES,
     tmp_limit_mb=SIZES,
     cpu_time_limit_seconds=st.none() | st.integers(1, 10**12).map(lambda us: us / 1_000_000),
+    output_limit_mb=SIZES,
+)
+BUDGETS = st.builds(
+    FamilyBudget,
+    memory_limit_mb=st.none() | st.integers(16, 2**20),
+    cpu_limit=st.none() | st.integers(10, 1_024_000).map(lambda millis: millis / 1_000),
+    pids_limit=st.none() | st.integers(2, 1_000),
+    max_spawns=st.none() | st.integers(1, 1_000),
+    wall_time_limit_seconds=st.none() | st.integers(1, 10**12).map(lambda us: us / 1_000_000),
+)
+TRIPWIRES = st.builds(
+    Tripwire,
+    name=st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True),
+    count=st.integers(1, 1_000),
+    window_seconds=st.integers(1, 3_600_000_000).map(lambda us: us / 1_000_000),
+    classes=st.lists(st.sampled_from(DenialClass), unique=True),
+    scope=st.sampled_from(TripwireScope),
 )
 MANIFESTS = st.builds(
     Manifest,
@@ -77,6 +112,8 @@ def test_resources_survive_the_wire(resources: ResourceSpec) -> None:
         cooldown_seconds=st.integers(0, 10**12).map(lambda us: us / 1_000_000),
         expiration_seconds=st.none() | st.integers(1_000, 10**12).map(lambda us: us / 1_000_000),
         display_name=TEXT,
+        family_budget=st.none() | BUDGETS,
+        tripwires=st.lists(TRIPWIRES, max_size=3, unique_by=lambda tripwire: tripwire.name),
     )
 )
 def test_a_contract_survives_the_wire(contract: ReplicationContract) -> None:

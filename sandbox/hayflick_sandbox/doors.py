@@ -1,0 +1,39 @@
+"""The ways out that a licence gives: sockets made inside the sandbox and answered outside it.
+
+A listening socket belongs to the namespaces it was made in, and whoever holds
+its descriptor may accept on it from anywhere. So init makes it where only the
+worker can reach it, and hands the descriptor to the orchestrator with its
+:class:`~hayflick_sandbox.messages.Ready`: who calls is known by the door they
+came through, and nothing of the host is shown inside. Once the orchestrator
+closes it, the door is gone for good, for the worker can make no other there.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+from hayflick_sandbox.template import NEW_ROOT
+
+WORKER_SERVICE_PATH = "/run/hayflick/worker.sock"
+# How many callers may wait to be accepted; further ones wait in connect(2).
+BACKLOG = 16
+
+
+@dataclass(frozen=True, slots=True)
+class OpenWorkerService:
+    """A socket in a directory of the root, which will be read-only before the worker lives."""
+
+    def describe(self) -> str:
+        """Say it."""
+        return f"listen at {WORKER_SERVICE_PATH} and hand the socket to the orchestrator"
+
+    def apply(self) -> dict[str, int]:
+        """Do it."""
+        path = NEW_ROOT + WORKER_SERVICE_PATH
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(path)
+        listener.listen(BACKLOG)
+        return {"worker_service": listener.detach()}
