@@ -92,11 +92,11 @@ async def test_a_changed_byte_is_found_and_named(start_logger: Start) -> None:
     async with audit(logger.address) as client:
         for number in range(1, 21):
             await client.record(event(number), 20)
-    path = logger.data_dir / "journal-00000000000000000000.jsonl"
+    path = logger.data_dir / "wal-00000000000000000000"
     content = path.read_bytes()
     path.write_bytes(content.replace(b'"number":8,', b'"number":9,', 1))
     verdict = await verify(logger.address)
-    assert (verdict.intact, verdict.first_bad_index, verdict.entry_count) == (False, 7, 7)
+    assert (verdict.intact, verdict.first_bad_index, verdict.entry_count) == (False, 7, 20)
     assert logger.end() == 0
     refused = start_logger(expect_ready=False)
     assert refused.end() == 1
@@ -112,13 +112,13 @@ async def test_a_torn_tail_is_healed_and_said(start_logger: Start) -> None:
     async with audit(logger.address) as client:
         await client.record(event(1), 20)
     logger.end()
-    with (logger.data_dir / "journal-00000000000000000000.jsonl").open("ab") as file:
-        file.write(b'{"event":{"details":')
+    with (logger.data_dir / "wal-00000000000000000000").open("ab") as file:
+        file.write(b"\0\x20\xff\xdf" + b'{"event":{"deta')
     logger = start_logger()
     kept, healed = await recorded(logger.address)
     assert kept.sequence == 1
     assert (healed.source, healed.event.event) == ("logger", "journal_healed")
-    assert "removed 20 bytes of a torn write after entry 0" in logger.log
+    assert "removed 19 bytes of a torn write after entry 0" in logger.log
     assert (await verify(logger.address)).intact
 
 
@@ -144,7 +144,7 @@ def limit_file_size(pid: int, size_bytes: int) -> None:
 async def test_a_write_error_refuses_and_recovers(start_logger: Start) -> None:
     """While the journal cannot grow nothing is acknowledged; when it can again, all that waits is."""
     logger = start_logger()
-    journal = logger.data_dir / "journal-00000000000000000000.jsonl"
+    journal = logger.data_dir / "wal-00000000000000000000"
     async with audit(logger.address) as client:
         await client.record(event(1), 20)
         durable_bytes = journal.stat().st_size

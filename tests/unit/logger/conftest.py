@@ -27,6 +27,30 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def open_elsewhere() -> Iterator[Callable[[Path], Record]]:
+    """Open another record; the one opened before is closed first."""
+    opened: list[Record] = []
+
+    def open_(path: Path) -> Record:
+        while opened:
+            opened.pop().close()
+        path.mkdir(mode=0o700, exist_ok=True)
+        opened.append(Record(config(path)))
+        return opened[0]
+
+    yield open_
+    for record in opened:
+        record.close()
+
+
+def config(directory: Path) -> Config:
+    """Return the settings of a record in *directory* with small files."""
+    return Config(
+        listen="unix:///unused", data_dir=directory, max_segment_bytes=SEGMENT_BYTES, max_metrics=1_000
+    )
+
+
+@pytest.fixture
 def open_record(directory: Path) -> Iterator[Callable[[], Record]]:
     """Open the record of *directory*; the one opened before is closed first, as on a restart."""
     opened: list[Record] = []
@@ -37,14 +61,7 @@ def open_record(directory: Path) -> Iterator[Callable[[], Record]]:
 
     def open_() -> Record:
         close()
-        record = Record(
-            Config(
-                listen="unix:///unused",
-                data_dir=directory,
-                max_segment_bytes=SEGMENT_BYTES,
-                max_metrics=1_000,
-            )
-        )
+        record = Record(config(directory))
         opened.append(record)
         return record
 

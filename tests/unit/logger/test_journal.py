@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hayflick_logger.directory import Claim
-from hayflick_logger.journal import Draft, Journal
-from hayflick_logger.segments import Head, first_indexes, path_of
+from hayflick_logger.journal import TILE_ENTRIES, Draft, Journal
+from hayflick_logger.wal import first_indexes, path_of
 from hayflick_rpc.errors import HayflickError
+from hayflick_tlog.merkle import (
+    check_consistency,
+    check_inclusion,
+    consistency_proof,
+    inclusion_proof,
+    leaf_hash,
+)
+from hayflick_tlog.tiles import WIDTH, Tile
+from hayflick_tlog.verify import verify_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +33,7 @@ EVENT = b'{"event":"audit","timestamp":"1970-01-01T00:00:01Z"}'
 
 @contextmanager
 def opened(directory: Path, **options: bool) -> Iterator[Journal]:
-    """Open the journal of *directory* with small segments."""
+    """Open the journal of *directory* with small files."""
     journal = Journal(directory, max_segment_bytes=1_000, **options)
     try:
         yield journal
@@ -32,132 +41,183 @@ def opened(directory: Path, **options: bool) -> Iterator[Journal]:
         journal.close()
 
 
-def fill(journal: Journal, count: int) -> None:
-    """Append *count* entries, one commit each."""
-    for _ in range(count):
-        journal.append([Draft("s", journal.head.next_index + 1, EVENT)])
+def fill(journal: Journal, count: int, at_once: int = 1) -> None:
+    """Append *count* entries, *at_once* in each commit."""
+    for _ in range(0, count, at_once):
+        start = journal.next_index
+        journal.append([Draft("s", start + number, EVENT) for number in range(1, at_once + 1)])
 
 
-def test_entries_survive_in_order(directory: Path) -> None:
-    """What was appended is there after a restart, in order, in files of bounded size."""
+def refused(directory: Path, **options: bool) -> dict[str, str]:
+    """Return the metadata of the JOURNAL_CORRUPT with which the start is refused."""
+    with pytest.raises(HayflickError) as caught, opened(directory, **options):
+        pass
+    assert caught.value.reason_name == "JOURNAL_CORRUPT"
+    return dict(caught.value.metadata)
+
+
+def replace_once(path: Path, old: bytes, new: bytes) -> None:
+    """Change a file in place, once; the old bytes must be there."""
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("count", [40, 256, 700, 2 * TILE_ENTRIES + 5])
+@pytest.mark.parametrize("check_all", [True, False])
+def test_entries_survive_in_order(directory: Path, count: int, *, check_all: bool) -> None:
+    """What was appended is there after a restart, in order, whether it is in tiles already or not."""
     with opened(directory) as journal:
-        fill(journal, 40)
-        head = journal.head
-    assert len(first_indexes(directory)) > 5
+        fill(journal, count // 10 * 10, 10)
+        fill(journal, count % 10)
+        edge = journal.edge
+    with opened(directory, check_all=check_all) as journal:
+        assert journal.edge == edge
+        assert [index for index, _ in journal.entries(0)] == list(range(count))
+        assert journal.verify().intact
+        fill(journal, 3)
+        assert journal.verify().checkpoint.size == count + 3
+
+
+def test_what_is_in_tiles_leaves_the_write_ahead_files(directory: Path) -> None:
+    """The files that are appended to are removed once their entries are in tiles."""
     with opened(directory) as journal:
-        assert journal.head == head
-        assert [reached.next_index for _, _, reached in journal.lines()] == list(range(1, 41))
-        assert journal.verify().broken is None
+        fill(journal, 1_000, 10)
+    assert first_indexes(directory)[0] >= 700
 
 
 def test_files_are_for_this_user_alone(directory: Path) -> None:
-    """Segments have mode 0600."""
-    with opened(directory):
-        pass
-    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
+    """Every file has mode 0600, every directory 0700."""
+    with opened(directory) as journal:
+        fill(journal, 300, 10)
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in directory.rglob("*") if path.is_dir()} == {0o700}
 
 
-def test_a_torn_last_line_is_removed(directory: Path) -> None:
-    """The end of a write that never finished is removed, and the journal says how much that was."""
+def test_what_is_published_verifies_with_the_public_key_alone(directory: Path) -> None:
+    """The files that a closed journal leaves are a log that verifies from the outside."""
+    with opened(directory) as journal:
+        fill(journal, 700, 10)
+        verifier = journal.signer.verifier
+    note = (directory / "log" / "checkpoint").read_text()
+    found = verify_log(lambda path: (directory / "log" / path).read_bytes(), note, verifier)
+    assert (found.intact, found.checkpoint.size) == (True, 700)
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 700, 3_000])
+def test_every_entry_is_proved_while_it_waits_for_its_tile_and_after(directory: Path, size: int) -> None:
+    """Proofs hold for entries in tiles, in the tail, and at the border, at the newest size and at older ones."""
+    with opened(directory) as journal:
+        fill(journal, size // 5 * 5, 5)
+        fill(journal, size % 5)
+        for index in {0, size // 3, size // 2, size - 1}:
+            leaf = leaf_hash(journal.read([index])[0])
+            for tree in {index + 1, (index + 1 + size) // 2, size}:
+                proof = inclusion_proof(index, tree, journal.subtree)
+                check_inclusion(index, tree, leaf, proof, journal.root(tree))
+                older = consistency_proof(index + 1, tree, journal.subtree)
+                check_consistency(index + 1, tree, journal.root(index + 1), journal.root(tree), older)
+
+
+def test_tiles_that_are_not_there_yet_are_not_given(directory: Path) -> None:
+    """A tile beyond the record is not there, at any level and width."""
+    with opened(directory) as journal:
+        fill(journal, 300, 10)
+        assert journal.tile(Tile(0, 1, 44)) is not None
+        for tile in (Tile(0, 1, 45), Tile(0, 1), Tile(1, 0, 2), Tile(None, 1), Tile(2, 0, 1)):
+            assert journal.tile(tile) is None
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [b"\0", b"\0\x35\xff\xca" + b'{"event":{"event":"au', b"\0" * 300, b"\0\x35\xff\xca" + b"\0" * 300],
+)
+def test_the_torn_end_of_a_write_is_removed(directory: Path, torn: bytes) -> None:
+    """The end of a write that never finished, or whose bytes never arrived, is removed and measured."""
     with opened(directory) as journal:
         fill(journal, 3)
-        head = journal.head
+        edge = journal.edge
     last = path_of(directory, first_indexes(directory)[-1])
-    last.write_bytes(last.read_bytes() + b'{"event":{"event":"au')
+    last.write_bytes(last.read_bytes() + torn)
     with opened(directory) as journal:
-        assert journal.head == head
-        assert journal.healed_bytes == len(b'{"event":{"event":"au')
+        assert (journal.edge, journal.healed_bytes) == (edge, len(torn))
         fill(journal, 1)
-        assert journal.verify().broken is None
-
-
-def test_a_hole_that_a_power_cut_left_is_removed(directory: Path) -> None:
-    """A file that had grown before its bytes arrived ends in NULs; they are removed."""
-    with opened(directory) as journal:
-        fill(journal, 3)
-        head = journal.head
-    last = path_of(directory, first_indexes(directory)[-1])
-    os.truncate(last, last.stat().st_size + 300)
-    with opened(directory) as journal:
-        assert (journal.head, journal.healed_bytes) == (head, 300)
+        assert journal.verify().intact
 
 
 @pytest.mark.parametrize("victim", [0, 17, 39])
-def test_a_changed_entry_stops_the_start(directory: Path, victim: int) -> None:
-    """A whole entry that was changed, first, middle or last, is refused with its index and left in place."""
+@pytest.mark.parametrize("part", ["entry", "length", "hash"])
+def test_a_changed_entry_stops_the_start(directory: Path, victim: int, part: str) -> None:
+    """A whole entry that was changed, in whichever part, is refused with its index and left in place."""
     with opened(directory) as journal:
         fill(journal, 40)
-        place, line = next(
-            (place, line) for place, line, head in journal.lines() if head.next_index == victim + 1
-        )
-    path = path_of(directory, place.segment)
-    content = path.read_bytes()
-    changed = (
-        content[: place.offset] + line.replace(b"audit", b"audio") + content[place.offset + place.length :]
-    )
-    path.write_bytes(changed)
-    with pytest.raises(HayflickError) as caught, opened(directory):
-        pass
-    assert (caught.value.reason_name, caught.value.metadata) == ("JOURNAL_CORRUPT", {"index": str(victim)})
-    assert path.read_bytes() == changed
+        entry = journal.read([victim])[0]
+    first = max(one for one in first_indexes(directory) if one <= victim)
+    path = path_of(directory, first)
+    match part:
+        case "entry":
+            replace_once(path, entry, entry.replace(b"audit", b"audio"))
+        case "length":
+            at = path.read_bytes().index(entry)
+            changed = bytearray(path.read_bytes())
+            changed[at - 4] ^= 0x10
+            path.write_bytes(changed)
+        case _:
+            replace_once(path, entry + leaf_hash(entry), entry + leaf_hash(b""))
+    changed_content = path.read_bytes()
+    assert refused(directory) == {"index": str(victim)}
+    assert path.read_bytes() == changed_content
 
 
-def test_a_missing_segment_stops_the_start(directory: Path) -> None:
-    """A file that was removed from the middle is noticed."""
+@pytest.mark.parametrize("victim", [0, 255, 256, 511])
+def test_a_changed_entry_in_a_bundle_stops_the_start(directory: Path, victim: int) -> None:
+    """An entry that was changed where it lies in a bundle is refused with its index."""
+    with opened(directory) as journal:
+        fill(journal, 700, 10)
+        entry = journal.read([victim])[0]
+    path = directory / "log" / Tile(None, victim // WIDTH).path
+    replace_once(path, entry, entry.replace(b"audit", b"audio"))
+    assert refused(directory) == {"index": str(victim)}
+
+
+def test_a_missing_file_stops_the_start(directory: Path) -> None:
+    """A write-ahead file or a bundle that was removed is noticed."""
     with opened(directory) as journal:
         fill(journal, 40)
     second = first_indexes(directory)[1]
+    kept = path_of(directory, second).read_bytes()
     path_of(directory, second).unlink()
-    with pytest.raises(HayflickError) as caught, opened(directory):
-        pass
-    assert caught.value.metadata == {"index": str(second)}
+    assert refused(directory) == {"index": str(second)}
+    path_of(directory, second).write_bytes(kept)
+    with opened(directory) as journal:
+        fill(journal, 600, 10)
+    (directory / "log" / Tile(None, 0).path).unlink()
+    assert refused(directory) == {"index": "0"}
 
 
 def test_a_change_under_a_running_journal_is_found(directory: Path) -> None:
-    """Verifying finds the first entry that was changed since the start."""
+    """Verifying finds the first entry that was changed since the start, in a write-ahead file or a bundle."""
     with opened(directory) as journal:
         fill(journal, 40)
         first = path_of(directory, 0)
-        first.write_bytes(first.read_bytes().replace(b'"sequence":3,', b'"sequence":4,'))
-        verdict = journal.verify()
-        assert verdict.broken is not None
-        assert (verdict.broken.index, verdict.head.next_index) == (2, 2)
-
-
-def test_an_end_that_was_cut_off_under_a_running_journal_is_found(directory: Path) -> None:
-    """Verifying finds entries that are no longer there."""
-    with opened(directory) as journal:
-        fill(journal, 3)
-        first = path_of(directory, 0)
-        first.write_bytes(b"".join(first.read_bytes().splitlines(keepends=True)[:2]))
-        verdict = journal.verify()
-        assert verdict.broken is not None
-        assert verdict.broken.index == 2
-
-
-def test_the_quick_check_still_links_the_last_segment(directory: Path) -> None:
-    """Without the full check, the last file must still follow from the one before it."""
-    with opened(directory) as journal:
-        fill(journal, 40)
-        head = journal.head
-    with opened(directory, check_all=False) as journal:
-        assert journal.head == head
-    *_, before, last = first_indexes(directory)
-    path_of(directory, before).write_bytes(
-        path_of(directory, before).read_bytes().replace(b'"hash":"', b'"hash":"0', 1)
-    )
-    content = path_of(directory, last).read_bytes()
-    path_of(directory, last).write_bytes(content.replace(b"audit", b"audio", 1))
-    with pytest.raises(HayflickError) as caught, opened(directory, check_all=False):
-        pass
-    assert caught.value.metadata == {"index": str(last)}
+        replace_once(first, b'"sequence":3,', b'"sequence":4,')
+        finding = journal.verify()
+        assert (finding.intact, finding.first_bad_index) == (False, 2)
+        replace_once(first, b'"sequence":4,', b'"sequence":3,')
+        fill(journal, 600, 10)
+        journal.publish()
+        assert journal.verify().intact
+        replace_once(directory / "log" / Tile(None, 1).path, b'"sequence":300,', b'"sequence":301,')
+        finding = journal.verify()
+        assert (finding.intact, finding.first_bad_index) == (False, 299)
 
 
 def test_a_failed_write_leaves_nothing_and_the_next_succeeds(directory: Path) -> None:
     """When the disk refuses half of a batch, none of it is in the record, and the next append succeeds."""
     with opened(directory) as journal:
         fill(journal, 2)
-        head = journal.head
+        edge = journal.edge
         before = path_of(directory, 0).read_bytes()
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 300, hard))
@@ -168,10 +228,29 @@ def test_a_failed_write_leaves_nothing_and_the_next_succeeds(directory: Path) ->
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert caught.value.reason_name == "AUDIT_UNAVAILABLE"
         assert caught.value.metadata == {"errno": "EFBIG"}
-        assert journal.head == head
+        assert journal.edge == edge
         assert path_of(directory, 0).read_bytes() == before
         fill(journal, 1)
-        assert journal.verify().head == Head(3, journal.head.hash)
+        assert journal.verify().checkpoint.size == 3
+
+
+def test_tiles_that_cannot_be_written_stop_appending_before_memory_runs_out(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While tiles cannot be written, appending goes on for a while, then refuses, and recovers."""
+    monkeypatch.setattr("hayflick_logger.journal.MAX_UNTILED_ENTRIES", TILE_ENTRIES + 100)
+    with opened(directory) as journal:
+        (directory / "log" / "tile").write_bytes(b"in the way")
+        with pytest.raises(HayflickError) as caught:
+            fill(journal, 4 * TILE_ENTRIES, 50)
+        assert caught.value.reason_name == "AUDIT_UNAVAILABLE"
+        assert TILE_ENTRIES <= journal.next_index <= TILE_ENTRIES + 150
+        (directory / "log" / "tile").unlink()
+        with pytest.raises(HayflickError):
+            fill(journal, 50, 50)  # hears of the attempt that failed, and begins another
+        journal.publish()
+        fill(journal, TILE_ENTRIES, 50)
+        assert journal.verify().intact
 
 
 def test_one_logger_at_a_time(directory: Path) -> None:
@@ -191,6 +270,15 @@ def test_a_directory_that_others_may_enter_is_refused(directory: Path) -> None:
         Claim(directory)
 
 
+def test_a_key_that_others_may_read_is_refused(directory: Path) -> None:
+    """A signing key that was made readable to others is not signed with."""
+    with opened(directory):
+        pass
+    (directory / "log.key").chmod(0o640)
+    with pytest.raises(OSError, match="mode 0600"), opened(directory):
+        pass
+
+
 def test_an_append_returns_after_the_sync(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each append syncs once, when all its bytes are written, and refuses when the sync fails."""
     seen: list[int] = []
@@ -204,11 +292,11 @@ def test_an_append_returns_after_the_sync(directory: Path, monkeypatch: pytest.M
 
     with opened(directory) as journal:
         monkeypatch.setattr(os, "fdatasync", watched)
-        placed = journal.append([Draft("s", number, EVENT) for number in (1, 2)])
-        durable_bytes = sum(place.length for place, _ in placed)
+        journal.append([Draft("s", number, EVENT) for number in (1, 2)])
+        durable_bytes = path_of(directory, 0).stat().st_size
         assert seen == [durable_bytes]
         with pytest.raises(HayflickError) as caught:
             fill(journal, 1)
         assert caught.value.metadata == {"errno": "EIO"}
         assert path_of(directory, 0).stat().st_size == durable_bytes
-        assert journal.head.next_index == 2
+        assert journal.next_index == 2

@@ -16,8 +16,8 @@ from hayflick.v1 import logger_pb2
 from hayflick_logger.metrics import MAX_WAITING_SAMPLES, MetricFilter
 from hayflick_logger.record import MAX_PAGE_BYTES, Record
 from hayflick_logger.rows import Filter
-from hayflick_logger.segments import first_indexes, path_of
 from hayflick_logger.tail import Growth, follow
+from hayflick_logger.wal import path_of
 from hayflick_rpc import events
 from hayflick_rpc.errors import HayflickError
 
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 Open = Callable[[], Record]
 Add = Callable[..., None]
+OpenAt = Callable[["Path"], Record]
 
 
 def numbers(record: Record, wanted: Filter = Filter(), limit: int = 1_000) -> list[int]:  # noqa: B008 -- frozen
     """Return the sequences of the test's own source that *wanted* lets through."""
-    found, _ = record.events(wanted, 0, record.journal.head.next_index, limit)
+    found, _ = record.events(wanted, 0, record.journal.next_index, limit)
     return [entry.sequence for entry in found if entry.source == "test"]
 
 
@@ -44,7 +45,7 @@ def test_what_is_recorded_is_found_after_a_restart(open_record: Open, add: Add) 
 
 @pytest.mark.parametrize("damage", ["missing", "garbage", "foreign", "old"])
 def test_the_index_is_built_anew(
-    open_record: Open, add: Add, directory: Path, tmp_path: Path, damage: str
+    open_record: Open, add: Add, directory: Path, tmp_path: Path, damage: str, open_elsewhere: OpenAt
 ) -> None:
     """An index that is missing, damaged, another journal's or another version's is built anew."""
     record = open_record()
@@ -61,14 +62,9 @@ def test_the_index_is_built_anew(
                 database.execute("PRAGMA user_version = 99")
             database.close()
         case "foreign":
-            for path in directory.glob("journal-*"):
-                path.rename(tmp_path / path.name)
-            index.unlink()
-            add(open_record(), 1, worker_id="other")
-            open_record().close()
-            path_of(directory, 0).unlink()
-            for path in tmp_path.glob("journal-*"):
-                path.rename(directory / path.name)
+            add(open_elsewhere(tmp_path / "other"), 1, worker_id="other")
+            open_elsewhere(tmp_path / "other").close()
+            index.write_bytes((tmp_path / "other" / "index.sqlite").read_bytes())
     record = open_record()
     assert numbers(record) == list(range(1, 400))
     add(record, 400)
@@ -86,7 +82,7 @@ def test_an_index_that_is_behind_catches_up(open_record: Open, add: Add, directo
     for number in range(50, 600, 50):
         add(record, *range(number, number + 50))
     record.close()
-    assert len(first_indexes(directory)) > 1
+    assert (directory / "log" / "tile" / "entries" / "001").exists()
     index.write_bytes(behind)
     assert numbers(open_record()) == list(range(1, 600))
 
@@ -99,9 +95,9 @@ def test_what_the_index_did_not_write_is_known(open_record: Open, add: Add, dire
     add(record, 2, 4)
     assert record.waiting == 2
     for again in (1, 2, 3, 4):
-        before = record.journal.head
+        before = record.journal.edge
         add(record, again)
-        assert record.journal.head == before
+        assert record.journal.edge == before
     assert record.plan().last("test") == 4
     index = (directory / "index.sqlite", directory / "index.sqlite-wal")
     crashed = [path.read_bytes() for path in index]
@@ -133,22 +129,28 @@ def test_nothing_is_appended_while_the_index_cannot_be_written(open_record: Open
 
 
 def test_a_record_whose_end_was_cut_off_is_refused(open_record: Open, add: Add, directory: Path) -> None:
-    """Entries that the index witnessed and the journal lacks stop the start, even at a line's end."""
+    """Entries that were signed and are no longer there stop the start, even when whole records are missing."""
     record = open_record()
-    add(record, 1, 2, 3)
+    add(record, 1, 2)
+    kept = path_of(directory, 0).read_bytes()
+    add(record, 3)
     record.close()
-    path = path_of(directory, 0)
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    path_of(directory, 0).write_bytes(kept)
     with pytest.raises(HayflickError) as caught:
         open_record()
     assert (caught.value.reason_name, caught.value.metadata) == ("JOURNAL_CORRUPT", {"index": "2"})
 
 
-def test_an_acknowledged_entry_is_never_healed_away(open_record: Open, add: Add, directory: Path) -> None:
-    """A last entry that lost its newline looks torn; as it was acknowledged, it is refused and kept."""
+@pytest.mark.parametrize("witness", ["checkpoint", "index"])
+def test_an_acknowledged_entry_is_never_healed_away(
+    open_record: Open, add: Add, directory: Path, witness: str
+) -> None:
+    """A last entry that lost a byte looks torn; whoever vouches for it, it is refused and kept."""
     record = open_record()
     add(record, 1, 2)
     record.close()
+    other = directory / "index.sqlite" if witness == "checkpoint" else directory / "log" / "checkpoint"
+    other.unlink()
     path = path_of(directory, 0)
     content = path.read_bytes()
     path.write_bytes(content[:-1])
@@ -159,21 +161,37 @@ def test_an_acknowledged_entry_is_never_healed_away(open_record: Open, add: Add,
 
 
 def test_a_record_that_was_written_anew_is_refused(open_record: Open, add: Add, directory: Path) -> None:
-    """A journal whose later entries were replaced by a chain that follows is told by its index."""
+    """A record whose later entries were replaced by ones that follow is told by its signed checkpoint."""
     record = open_record()
     add(record, 1)
     first = path_of(directory, 0).read_bytes()
     add(record, 2)
     record.close()
-    (directory / "index.sqlite").rename(directory / "kept")
+    signed = (directory / "log" / "checkpoint").read_bytes()
+    (directory / "index.sqlite").unlink()
+    (directory / "log" / "checkpoint").unlink()
     path_of(directory, 0).write_bytes(first)
     record = open_record()
     add(record, 2, worker_id="forged")
     record.close()
-    (directory / "kept").replace(directory / "index.sqlite")
+    (directory / "log" / "checkpoint").write_bytes(signed)
     with pytest.raises(HayflickError) as caught:
         open_record()
     assert caught.value.metadata == {"index": "1"}
+
+
+def test_a_checkpoint_of_another_key_stops_the_start(
+    open_record: Open, add: Add, directory: Path, tmp_path: Path, open_elsewhere: OpenAt
+) -> None:
+    """A checkpoint that this record's key did not sign is refused."""
+    add(open_record(), 1)
+    open_record().close()
+    add(open_elsewhere(tmp_path / "other"), 1)
+    open_elsewhere(tmp_path / "other").close()
+    foreign = tmp_path / "other" / "log" / "checkpoint"
+    (directory / "log" / "checkpoint").write_bytes(foreign.read_bytes())
+    with pytest.raises(HayflickError, match="not this record's"):
+        open_record()
 
 
 def test_a_healed_journal_says_so(open_record: Open, add: Add, directory: Path) -> None:
@@ -182,9 +200,9 @@ def test_a_healed_journal_says_so(open_record: Open, add: Add, directory: Path) 
     add(record, 1)
     record.close()
     with path_of(directory, 0).open("ab") as file:
-        file.write(b'{"event":')
+        file.write(b"\0\x20\xff\xdf" + b"x" * 5)
     record = open_record()
-    found, _ = record.events(Filter(events=("journal_healed",)), 0, record.journal.head.next_index, 10)
+    found, _ = record.events(Filter(events=("journal_healed",)), 0, record.journal.next_index, 10)
     (healed,) = found
     assert healed.source == "logger"
     assert dict(healed.event.details.items()) == {"removed_bytes": 9.0, "next_index": 1.0}
@@ -235,14 +253,14 @@ def test_pages_hold_what_the_filter_lets_through(
 ) -> None:
     """Whatever the filter, the page size and the part written yet, the pages are the matching events."""
     record = open_record()
-    start = record.journal.head.next_index
+    start = record.journal.next_index
     for part in (sent[:written], sent[written:]):
         record.flush()
         plan = record.plan()
         base = plan.last("pages")
         plan.take("pages", [(base + n, events.to_json(event)) for n, event in enumerate(part, 1)])
         record.commit(plan)
-    end = record.journal.head.next_index
+    end = record.journal.next_index
     got: list[logger_pb2.Event] = []
     position = start
     while position < end:
@@ -328,13 +346,13 @@ async def test_a_follower_sees_stored_and_live_entries_once(open_record: Open, a
     """However the record grows while it is read, a follower gets each entry once, in order."""
     record = open_record()
     add(record, *range(1, 11))
-    growth = Growth(record.journal.head.next_index)
+    growth = Growth(record.journal.next_index)
     got: list[int] = []
     async for entry in follow(record, growth, Filter(), 0):
         got.append(entry.sequence)
         if entry.sequence % 10 == 0 and entry.sequence < 50:
             add(record, *range(entry.sequence + 1, entry.sequence + 11))
-            growth.reach(record.journal.head.next_index)
+            growth.reach(record.journal.next_index)
         if entry.sequence == 50:
             growth.end()
     assert got == list(range(1, 51))
