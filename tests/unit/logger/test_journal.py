@@ -107,7 +107,7 @@ def test_what_is_published_verifies_with_the_public_key_alone(directory: Path) -
 
 @pytest.mark.parametrize("size", [1, 255, 256, 700, 3_000])
 def test_every_entry_is_proved_while_it_waits_for_its_tile_and_after(directory: Path, size: int) -> None:
-    """Proofs hold for entries in tiles, in the tail, and at the border, at the newest size and at older ones."""
+    """Proofs hold for entries in tiles, in the tail, and at the border, at the newest size and older ones."""
     with opened(directory) as journal:
         fill(journal, size // 5 * 5, 5)
         fill(journal, size % 5)

@@ -45,7 +45,7 @@ def test_what_is_recorded_is_found_after_a_restart(open_record: Open, add: Add) 
 
 @pytest.mark.parametrize("damage", ["missing", "garbage", "foreign", "old"])
 def test_the_index_is_built_anew(
-    open_record: Open, add: Add, directory: Path, tmp_path: Path, damage: str, open_elsewhere: OpenAt
+    open_record: Open, add: Add, directory: Path, open_elsewhere: OpenAt, damage: str
 ) -> None:
     """An index that is missing, damaged, another journal's or another version's is built anew."""
     record = open_record()
@@ -62,9 +62,10 @@ def test_the_index_is_built_anew(
                 database.execute("PRAGMA user_version = 99")
             database.close()
         case "foreign":
-            add(open_elsewhere(tmp_path / "other"), 1, worker_id="other")
-            open_elsewhere(tmp_path / "other").close()
-            index.write_bytes((tmp_path / "other" / "index.sqlite").read_bytes())
+            other = directory.with_name("other")
+            add(open_elsewhere(other), 1, worker_id="other")
+            open_elsewhere(other).close()
+            index.write_bytes((other / "index.sqlite").read_bytes())
     record = open_record()
     assert numbers(record) == list(range(1, 400))
     add(record, 400)
@@ -129,7 +130,7 @@ def test_nothing_is_appended_while_the_index_cannot_be_written(open_record: Open
 
 
 def test_a_record_whose_end_was_cut_off_is_refused(open_record: Open, add: Add, directory: Path) -> None:
-    """Entries that were signed and are no longer there stop the start, even when whole records are missing."""
+    """Entries that were signed and are no longer there stop the start, even when cut at a record's end."""
     record = open_record()
     add(record, 1, 2)
     kept = path_of(directory, 0).read_bytes()
