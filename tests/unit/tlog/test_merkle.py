@@ -120,7 +120,7 @@ def test_an_edge_grows_the_same_however_it_is_fed(parts: list[int]) -> None:
 
 
 def test_an_edge_makes_tiles_of_every_level() -> None:
-    """After 256 times 256 leaves the first tile of level 1 is whole, and holds the roots of those below it."""
+    """After 256 times 256 leaves the first tile of level 1 is whole, with the roots of those below it."""
     leaves = [leaf_hash(b"%d" % number) for number in range(256 * 256)]
     _, tiles = Edge().grown(leaves)
     (above,) = [data for tile, data in tiles if tile.level == 1]

@@ -1,0 +1,150 @@
+"""The record under verifiers that are not ours, and the ``hayflick`` command over it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hayflick.v1 import logger_pb2
+from hayflick_rpc.audit import AuditClient
+from hayflick_tlog.tiles import Tile
+
+VERIFIER = Path(__file__).parent / "verifier"
+ENTRIES = 700
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+async def logger(start_logger: Start) -> Any:
+    """A logger with some entries."""
+    process = start_logger()
+    client = AuditClient(process.address, "test/1")
+    await client.start()
+    for number in range(ENTRIES):
+        event = logger_pb2.Event(event="audit", worker_id=f"w{number}", timestamp={"seconds": 1_800_000_000})
+        event.details["number"] = number
+        client.enqueue(event)
+    await client.wait_acknowledged(ENTRIES, 30)
+    await client.close(1)
+    return process
+
+
+def hayflick(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command."""
+    command = [sys.executable, "-m", "hayflick_cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def flip(path: Path, offset: int) -> None:
+    """Flip one bit of the byte at *offset*."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("go") is None, reason="needs the Go toolchain (package golang-go)")
+async def test_the_go_projects_own_code_verifies_our_log(logger: Any, tmp_path: Path) -> None:
+    """A verifier that shares no line with us accepts the log on disk, and refuses it with a flipped bit."""
+    logger.end()
+    program = tmp_path / "verifier"
+    built = subprocess.run(
+        ["go", "build", "-o", program, "."], cwd=VERIFIER, capture_output=True, text=True, check=False
+    )
+    if built.returncode and "dial tcp" in built.stderr:
+        pytest.skip("the Go module proxy cannot be reached")
+    assert built.returncode == 0, built.stderr
+    log, key = logger.data_dir / "log", (logger.data_dir / "log.pub").read_text()
+    done = subprocess.run([program, log, key], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"intact: {ENTRIES} entries of hayflick/")
+    flip(log / Tile(None, 1).path, 300)
+    done = subprocess.run([program, log, key], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "entry 258 is not the one that was recorded\n")
+
+
+async def test_a_log_is_verified_offline_and_from_a_running_logger(logger: Any) -> None:
+    """With the public key alone, the files and the service verify alike."""
+    key = logger.data_dir / "log.pub"
+    done = hayflick("audit", "verify", logger.address, "--key", key)
+    assert (done.returncode, done.stdout[:20]) == (0, f"intact: {ENTRIES} entries"[:20])
+    logger.end()
+    for where in (logger.data_dir, logger.data_dir / "log"):
+        assert hayflick("audit", "verify", where, "--key", key.read_text().strip()).returncode == 0
+
+
+async def test_the_first_bad_entry_is_named(logger: Any) -> None:
+    """A flipped bit in the log ends the command with status 1 and the entry's index."""
+    logger.end()
+    flip(logger.data_dir / "log" / Tile(None, 1).path, 300)
+    done = hayflick("audit", "verify", logger.data_dir, "--key", logger.data_dir / "log.pub")
+    assert done.returncode == 1
+    assert "entry 258 is bad" in done.stderr
+
+
+async def test_a_log_cannot_go_back_behind_a_checkpoint_that_was_kept(logger: Any, tmp_path: Path) -> None:
+    """Held to a checkpoint from before, a log that was written anew does not verify."""
+    kept = tmp_path / "kept"
+    kept.write_text(hayflick("audit", "checkpoint", logger.address).stdout)
+    key = logger.data_dir / "log.pub"
+    logger.end()
+    done = hayflick("audit", "verify", logger.data_dir, "--key", key, "--checkpoint", kept)
+    assert done.returncode == 0
+    bundle = logger.data_dir / "log" / Tile(None, 2, ENTRIES - 512).path
+    bundle.unlink()
+    done = hayflick("audit", "verify", logger.data_dir, "--key", key, "--checkpoint", kept)
+    assert (done.returncode, "entry 512 is bad" in done.stderr) == (1, True)
+
+
+async def test_one_entry_is_proved_without_the_log(logger: Any, tmp_path: Path) -> None:
+    """An entry with its proof holds offline; another entry with the same proof does not."""
+    key = logger.data_dir / "log.pub"
+    assert hayflick("audit", "prove", logger.address, 600, "-o", tmp_path / "it").returncode == 0
+    logger.end()
+    proof, entry = tmp_path / "it.proof", tmp_path / "it.entry"
+    assert json.loads(entry.read_bytes())["event"]["details"]["number"] == 600
+    done = hayflick("audit", "verify-entry", proof, entry, "--key", key)
+    assert (done.returncode, done.stdout[:17]) == (0, "proved: entry 600")
+    entry.write_bytes(entry.read_bytes().replace(b'"number":600', b'"number":601'))
+    assert hayflick("audit", "verify-entry", proof, entry, "--key", key).returncode == 1
+
+
+async def test_another_key_is_refused(logger: Any, start_logger: Start) -> None:
+    """A log is not verified by a key that did not sign it, nor by what is no key."""
+    key = (logger.data_dir / "log.pub").read_text().strip()
+    other = key[:-6] + ("AAAAA=" if not key.endswith("AAAAA=") else "BBBBB=")
+    done = hayflick("audit", "verify", logger.address, "--key", other)
+    assert done.returncode in (1, 2)
+    assert hayflick("audit", "verify", logger.address, "--key", "nonsense").returncode == 2
+
+
+async def test_entries_are_exported(logger: Any, tmp_path: Path) -> None:
+    """JSON Lines has each entry as it is; Parquet, where pyarrow is installed, has each as a row."""
+    key = logger.data_dir / "log.pub"
+    logger.end()
+    lines = tmp_path / "log.jsonl"
+    assert hayflick("audit", "export", logger.data_dir, "--key", key, "-o", lines).returncode == 0
+    numbers = [json.loads(line)["event"]["details"]["number"] for line in lines.read_text().splitlines()]
+    assert numbers == list(range(ENTRIES))
+    pq = pytest.importorskip("pyarrow.parquet")
+    table = tmp_path / "log.parquet"
+    command = ("audit", "export", logger.data_dir, "--key", key, "-o", table, "--format", "parquet")
+    assert hayflick(*command).returncode == 0
+    assert pq.read_table(table)["worker_id"].to_pylist() == [f"w{number}" for number in range(ENTRIES)]
+
+
+async def test_the_index_is_built_anew_from_the_log(logger: Any) -> None:
+    """Reindex needs nothing but the log, and refuses while a logger runs."""
+    assert hayflick("audit", "reindex", logger.data_dir).returncode == 2
+    logger.end()
+    (logger.data_dir / "index.sqlite").write_bytes(b"garbage")
+    done = hayflick("audit", "reindex", logger.data_dir)
+    assert (done.returncode, done.stdout) == (0, f"indexed {ENTRIES} entries\n")
