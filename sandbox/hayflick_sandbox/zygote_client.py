@@ -109,8 +109,8 @@ class Zygote:
             "unified": unified[0] if unified else None,
             "legacy": [str(tree.roots[one.root]) for one in tree.hierarchies if one.version == 1],
             # Compiled here, so that the compiler is not in the zygote's memory.
-            "filters": [program.hex() for program in seccomp.compile_filters(inet=False)],
-            "inet_filters": [program.hex() for program in seccomp.compile_filters(inet=True)],
+            "filters": [seccomp.compile_filter(inet=False, listener=False).hex()],
+            "inet_filters": [seccomp.compile_filter(inet=True, listener=False).hex()],
         }
         try:
             ours.send(json.dumps(setup).encode())
