@@ -164,6 +164,10 @@ class Stack:
         self._channels.append(channel)
         return channel
 
+    def program(self, name: str) -> list[str]:
+        """Return what of Python is run for a service."""
+        return ["-m", f"hayflick_{name}"]
+
     def start(self, name: str, node_id: str | None = None) -> subprocess.Popen[str]:
         """Start a service and wait until it listens."""
         argv = ["--listen", self.address(name), "--data-dir", str(self.directory / name)]
@@ -175,7 +179,7 @@ class Stack:
             argv += [f"--{option}", value]
         with (self.directory / f"{name}.log").open("a") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", f"hayflick_{name}", *argv],
+                [sys.executable, *self.program(name), *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
