@@ -130,7 +130,7 @@ class Worker:
                 ``KILL_SWITCH_ENGAGED``.
             TaskError: It raised.
             TaskTimeout: It ran longer than allowed.
-            TaskKilled: A signal, the memory or the CPU limit ended it.
+            TaskKilled: A signal or one of its limits ended it.
             WorkerEnded: The worker has ended otherwise.
             NotPicklable, TooLarge: *task* cannot travel.
             ServiceUnavailable: A service is not there.
