@@ -10,7 +10,7 @@
     │   └── TaskKilled             a signal or one of its limits ended it
     ├── WorkerEnded                the worker does not run any more
     ├── InvalidField               a value is not valid             (ValueError)
-    ├── NotFound                   no such worker or contract       (LookupError)
+    ├── NotFound                   no such worker, contract or file (LookupError)
     ├── NotAllowed                 not yours to do                  (PermissionError)
     ├── NotPicklable               the callable cannot travel       (TypeError)
     ├── TooLarge                   over a size limit                (ValueError)
@@ -174,13 +174,15 @@ class InvalidField(HayflickError, ValueError):
 
 
 class NotFound(HayflickError, LookupError):
-    """There is no such worker or contract: the id is wrong, or of other services."""
+    """There is no such worker, contract or file: the name is wrong, or of other services."""
 
     default_reason = "WORKER_UNKNOWN"
 
 
 class NotAllowed(HayflickError, PermissionError):
-    """It is not yours to do: a worker acts on itself and its descendants only."""
+    """It is not yours to do: a worker acts on itself and its descendants only, and
+    what is no regular file of its workspace is not handed over (``FILE_REFUSED``).
+    """  # noqa: D205 -- one thought
 
     default_reason = "CALLER_NOT_ALLOWED"
 
