@@ -1,7 +1,7 @@
 # One-line verbs. Each that needs the virtual environment makes it first, and
 # that is quick when nothing has changed. PYTHON=/path/to/python chooses another.
 .DEFAULT_GOAL := help
-.PHONY: help setup protos lint type test test-fast check demo bench clean
+.PHONY: help setup protos lint type test test-fast escape check demo bench clean
 export PYTHON
 
 # Its scripts hold absolute paths, this one does not: the tree may lie anywhere.
@@ -28,6 +28,9 @@ test: setup ## Run every test; ARGS="-k name" chooses
 
 test-fast: setup ## Run the tests that take moments
 	@$(VENV)/python -m pytest -m "not slow" $(ARGS)
+
+escape: setup ## Attack every wall from inside, also with it taken away; print what each answered
+	@$(VENV)/python -m pytest tests/escape --escape-table -q $(ARGS)
 
 check: lint type test ## Do all of the above
 

@@ -24,34 +24,57 @@ def confinement(policy: Policy, degraded: frozenset[str]) -> Iterator[str]:
         template=readable_paths(),
         last_capability=int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii")),
         degraded=degraded,
-        filters=seccomp.compile_filters(inet=False),
-        inet_filters=seccomp.compile_filters(inet=True),
+        filters=(seccomp.compile_filter(inet=False, listener=False),),
+        inet_filters=(seccomp.compile_filter(inet=True, listener=False),),
     )
     yield _BIRTH.format(loopback="up" if policy.loopback else "down")
     for step in steps.plan(policy, host, host_uid=FIRST_UID):
         yield step.describe()
 
 
+_ANSWERS = {
+    "allow": "passes",
+    "refuse": "EPERM",
+    "trip": "EPERM, and seen",
+    "absent": "ENOSYS, on purpose",
+}
+
+
 def system_calls() -> Iterator[str]:
-    """Yield the system call policy, a group a paragraph."""
-    policy = seccomp.document()
-    for group in seccomp.groups(policy):
-        yield f"allow {group.name}: {group.reason}\n    {' '.join(group.calls)}"
-    yield "allow socket: AF_UNIX; AF_INET and AF_INET6 where the policy gives loopback; else EAFNOSUPPORT"
-    for name, values in policy["allow_values"].items():
-        yield f"allow {name}: with {', '.join(hex(value) for value in values)} alone"
-    for name, calls in policy["refuse"].items():
-        yield f"refuse {name}: EPERM\n    {' '.join(calls)}"
-    yield "refuse by argument: EPERM\n" + "\n".join(
-        f"    {line}"
-        for line in (
-            "clone with any namespace flag; clone3 answers ENOSYS, its flags lie behind a pointer",
-            "ioctl TIOCSTI, TIOCLINUX, TIOCCONS, whatever the upper 32 bits say",
-            "prctl PR_SET_SECUREBITS, PR_SET_MM; seccomp with NEW_LISTENER",
-            "prlimit64 on another process, or of RLIMIT_CORE",
-        )
-    )
+    """Yield the system call policy with its reasons, a group or a rule a paragraph."""
+    policy = seccomp.read()
+    for group in policy.groups:
+        if group.calls:
+            head = f"{group.answer} {group.name}: {_ANSWERS[group.answer]}"
+            yield f"{head}\n    {group.reason}\n    {' '.join(group.calls)}"
+    for entry in policy.by_argument:
+        yield f"by argument {entry.call}: otherwise {_otherwise(entry)}\n    {entry.reason}"
+        for rule in entry.rules:
+            yield _rule(entry.call, rule)
     yield "everything else: ENOSYS; foreign architectures and x32 numbers: the process dies"
+
+
+def _otherwise(entry: seccomp.ByArgument) -> str:
+    return {"": "ENOSYS", "allow": "passes"}.get(entry.otherwise, entry.otherwise)
+
+
+def _rule(call: str, rule: seccomp.Rule) -> str:
+    answer = _ANSWERS[rule.answer].replace("EPERM", rule.error)
+    licence = f" with the licence {rule.licence}" if rule.licence else ""
+    kind = f" as {rule.denial_class}" if rule.denial_class else ""
+    lines = [f"    {rule.answer} {call}{licence}{kind}: {answer}", f"        {rule.reason}"]
+    lines.append(f"        {_condition(rule.condition)}")
+    for condition in rule.further:
+        tail = f", otherwise {condition.otherwise}" if condition.otherwise else ""
+        lines.append(f"        and {_condition(condition)}{tail}")
+    return "\n".join(lines)
+
+
+def _condition(condition: seccomp.Condition) -> str:
+    words = {"is": "is", "isnt": "is not", "any": "has a bit of", "only": "has no bit but"}
+    values = " ".join(f"{name}={value:#x}" for name, value in condition.values.items())
+    width = " (all 64 bits)" if condition.wide or condition.kind == "isnt" else ""
+    return f"argument {condition.argument}{width} {words[condition.kind]} {values}"
 
 
 def table(layers: tuple[Layer, ...]) -> Iterator[str]:

@@ -1,59 +1,122 @@
 """The system call policy, from a file that people can read to BPF that the kernel runs.
 
-Two filters are stacked, because the kernel takes the stricter answer of all:
+One filter says it all: what is allowed passes, what trips goes to a listener,
+what is refused answers EPERM or the errno that the policy gives it, and all else,
+calls of kernels to come included, answers ENOSYS. A foreign architecture, and
+the x32 numbers of our own, end the process.
 
-* the *allowances* let listed calls pass and answer ENOSYS to all others;
-* the *refusals*, installed after it, answer EPERM by name and by argument.
+It is one filter and not several stacked ones because any filter's errno is
+stricter than another's listener (seccomp(2)), and because the kernel takes as
+long to install a filter as to install its instructions.
 
-libseccomp alone cannot say "this call, but not with that argument" and leave
-another error for the rest; two filters can. Where both give an errno, the
-kernel reports that of the filter installed last (seccomp(2)). A foreign
-architecture, and the x32 numbers of our own, end the process.
+Where no listener can be had, what trips is refused with the same errno, unseen.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyseccomp
 
-from hayflick_sandbox import syscalls
-
-AF_UNIX, AF_INET, AF_INET6 = 1, 2, 10
-# The default of the socket's type, TCP and UDP.
-INET_PROTOCOLS = frozenset({0, 6, 17})
 _LOW_32 = 0xFFFFFFFF
-_EPERM = pyseccomp.ERRNO(errno.EPERM)
-
-# linux/prctl.h, linux/seccomp.h, asm-generic/ioctls.h, linux/tiocl.h
-PR_SET_SECUREBITS, PR_SET_MM = 28, 35
-SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
-TIOCSTI, TIOCLINUX, TIOCCONS = 0x5412, 0x541C, 0x541D
-RLIMIT_CORE = 4
-
-NAMESPACE_FLAGS = (
-    syscalls.CLONE_NEWNS,
-    syscalls.CLONE_NEWCGROUP,
-    syscalls.CLONE_NEWUTS,
-    syscalls.CLONE_NEWIPC,
-    syscalls.CLONE_NEWUSER,
-    syscalls.CLONE_NEWPID,
-    syscalls.CLONE_NEWNET,
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Calls that are treated alike, and why."""
+    """Calls that are treated alike whatever their arguments are, and why.
 
+    Attributes:
+        answer: ``allow``, ``refuse``, ``trip`` or ``absent``.
+        name: Of the group; of one that trips, the class of its denials.
+    """
+
+    answer: str
     name: str
     reason: str
     calls: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What one argument is.
+
+    Attributes:
+        argument: Its position, from 0.
+        kind: ``is`` one of the values, or ``isnt``; ``any`` of the bits is set; ``only`` those bits are.
+        values: By the names that the kernel's headers give them.
+        wide: Whether all 64 bits count; the kernel reads 32 of most arguments.
+        otherwise: Of a further one: the errno where it does not hold, if there is one of its own.
+    """
+
+    argument: int
+    kind: str
+    values: Mapping[str, int]
+    wide: bool = False
+    otherwise: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a call with certain arguments is answered.
+
+    Attributes:
+        answer: ``allow``, ``refuse`` or ``trip``.
+        reason: Why.
+        condition: On the argument that decides.
+        error: Of one that trips: what its caller gets.
+        denial_class: Of one that trips.
+        licence: Without it the rule is not there; ``inet`` or empty.
+        further: On arguments after it, which must hold as well.
+    """
+
+    answer: str
+    reason: str
+    condition: Condition
+    error: str = "EPERM"
+    denial_class: str = ""
+    licence: str = ""
+    further: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ByArgument:
+    """A call whose arguments decide.
+
+    Attributes:
+        otherwise: What it answers where no rule holds: an errno, ``allow``, or
+            empty for what every unknown call answers.
+    """
+
+    call: str
+    reason: str
+    otherwise: str
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The whole policy.
+
+    Attributes:
+        groups: By answer, then by name.
+        by_argument: Calls whose arguments decide.
+        shapes: Of each call that trips, what its numeric arguments are called;
+            empty for one that is not recorded.
+    """
+
+    groups: tuple[Group, ...]
+    by_argument: tuple[ByArgument, ...]
+    shapes: Mapping[str, tuple[str, ...]]
+
+    def calls(self, *answers: str) -> set[str]:
+        """Return the names that are given one of *answers* whatever their arguments are."""
+        return {call for group in self.groups if group.answer in answers for call in group.calls}
 
 
 def document() -> dict[str, Any]:
@@ -63,102 +126,170 @@ def document() -> dict[str, Any]:
         return tomllib.load(file)
 
 
-def groups(policy: Mapping[str, Any]) -> Iterator[Group]:
-    """Yield the groups of *policy* that are allowed."""
-    for name, group in policy["allow"].items():
-        yield Group(name, group["reason"], tuple(group["calls"]))
+def read() -> Policy:
+    """Return the policy.
+
+    Raises:
+        KeyError, TypeError: the file is not one.
+    """
+    text = document()
+    return Policy(
+        groups=tuple(
+            Group(answer, name, group["reason"], tuple(group["calls"]))
+            for answer in ("allow", "refuse", "trip", "absent")
+            for name, group in text[answer].items()
+        ),
+        by_argument=tuple(
+            ByArgument(call, entry["reason"], entry.get("otherwise", ""), tuple(map(_rule, entry["rules"])))
+            for call, entry in text["arguments"].items()
+        ),
+        shapes={
+            call: tuple(names) for group in text["trip"].values() for call, names in group["shape"].items()
+        },
+    )
 
 
-def compile_filters(*, inet: bool) -> tuple[bytes, bytes]:
-    """Return the two compiled filters, in the order to install them.
+def _rule(entry: Mapping[str, Any]) -> Rule:
+    return Rule(
+        answer=entry["answer"],
+        reason=entry["reason"],
+        condition=_condition(entry),
+        error=entry.get("error", "EPERM"),
+        denial_class=entry.get("class", ""),
+        licence=entry.get("licence", ""),
+        further=tuple(map(_condition, entry.get("and", ()))),
+    )
+
+
+def _condition(entry: Mapping[str, Any]) -> Condition:
+    (kind,) = entry.keys() & {"is", "isnt", "any", "only"}
+    return Condition(
+        entry["argument"], kind, entry[kind], entry.get("wide", False), entry.get("otherwise", "")
+    )
+
+
+def compile_filter(*, inet: bool, listener: bool = True) -> bytes:
+    """Return the compiled filter.
 
     Args:
         inet: Whether AF_INET and AF_INET6 sockets may be made.
+        listener: Whether it is installed with a listener, to which what trips
+            goes; without, that is refused, unseen.
 
     Raises:
         OSError: libseccomp refused a rule.
     """
-    policy = document()
-    return _export(_allowances(policy)), _export(_refusals(policy, inet=inet))
-
-
-def _allowances(policy: Mapping[str, Any]) -> pyseccomp.SyscallFilter:
+    policy = read()
+    licences = {"", "inet"} if inet else {""}
     rules = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
-    for group in groups(policy):
-        for name in group.calls:
-            _add(rules, pyseccomp.ALLOW, name)
-    _add(rules, pyseccomp.ALLOW, "socket")
-    for name, values in policy["allow_values"].items():
-        for value in values:
-            _add(rules, pyseccomp.ALLOW, name, pyseccomp.Arg(0, pyseccomp.EQ, value))
-    return rules
+    for answer in ("allow", "refuse", "trip"):
+        for name in sorted(policy.calls(answer)):
+            _add(rules, _action(answer, "EPERM", listener=listener), name)
+    for entry in policy.by_argument:
+        _by_argument(rules, entry, licences, listener=listener)
+    return _export(rules)
 
 
-def _refusals(policy: Mapping[str, Any], *, inet: bool) -> pyseccomp.SyscallFilter:
-    rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-    for names in policy["refuse"].values():
-        for name in names:
-            _add(rules, _EPERM, name)
-    for flag in NAMESPACE_FLAGS:
-        _add(rules, _EPERM, "clone", _has_bits(0, flag, flag))
-    _refuse_others(
-        rules, "socket", 0, {AF_UNIX, AF_INET, AF_INET6} if inet else {AF_UNIX}, errno.EAFNOSUPPORT
-    )
-    if inet:
-        # SCTP, MPTCP and their kin would have the kernel load modules for a worker.
-        for family in (AF_INET, AF_INET6):
-            licensed = pyseccomp.Arg(0, pyseccomp.EQ, family)
-            _refuse_others(rules, "socket", 2, INET_PROTOCOLS, errno.EPROTONOSUPPORT, licensed)
-    _refuse_others(rules, "socketpair", 0, {AF_UNIX}, errno.EAFNOSUPPORT)
-    for request in (TIOCSTI, TIOCLINUX, TIOCCONS):
-        # The kernel reads 32 bits of the request; so must we (CVE-2019-10063).
-        _add(rules, _EPERM, "ioctl", _has_bits(1, _LOW_32, request))
-    for option in (PR_SET_SECUREBITS, PR_SET_MM):
-        _add(rules, _EPERM, "prctl", _has_bits(0, _LOW_32, option))
-    listener = SECCOMP_FILTER_FLAG_NEW_LISTENER
-    _add(rules, _EPERM, "seccomp", _has_bits(1, listener, listener))
-    # Another process's limits, and the one that keeps core dumps off the host.
-    something = pyseccomp.Arg(2, pyseccomp.NE, 0)
-    _add(rules, _EPERM, "prlimit64", pyseccomp.Arg(0, pyseccomp.NE, 0), something)
-    _add(rules, _EPERM, "prlimit64", _has_bits(1, _LOW_32, RLIMIT_CORE), something)
-    _add(rules, _EPERM, "setrlimit", _has_bits(0, _LOW_32, RLIMIT_CORE))
-    return rules
-
-
-def _refuse_others(
-    rules: pyseccomp.SyscallFilter,
-    call: str,
-    argument: int,
-    allowed: frozenset[int] | set[int],
-    number: int,
-    *conditions: pyseccomp.Arg,
+def _by_argument(
+    rules: pyseccomp.SyscallFilter, entry: ByArgument, licences: set[str], *, listener: bool
 ) -> None:
-    """Answer errno *number* to every value of *argument* but *allowed*: the gaps, then all above.
+    present = [rule for rule in entry.rules if rule.licence in licences]
+    for rule in present:
+        action = _action(rule.answer, rule.error, listener=listener)
+        for arguments in itertools.product(*map(_holds, (rule.condition, *rule.further))):
+            _add(rules, action, entry.call, *arguments)
+        for condition in rule.further:
+            if condition.otherwise:
+                refuse = pyseccomp.ERRNO(_number(condition.otherwise))
+                others = _outside(condition.argument, condition.values.values())
+                for arguments in itertools.product(_holds(rule.condition), others):
+                    _add(rules, refuse, entry.call, *arguments)
+    if not entry.otherwise:
+        return
+    position = present[0].condition.argument
+    values = [value for rule in present for value in rule.condition.values.values()]
+    if entry.otherwise == "allow":
+        _add(rules, pyseccomp.ALLOW, entry.call, _masked(position, sum(values), 0))
+    else:
+        for first in _outside(position, values):
+            _add(rules, pyseccomp.ERRNO(_number(entry.otherwise)), entry.call, first)
 
-    The comparison is over 64 bits while the kernel reads 32, so a value with high
-    bits set falls in the last range and is refused.
-    """
-    refuse = pyseccomp.ERRNO(number)
-    ordered = sorted(allowed)
-    for value in range(ordered[-1]):
-        if value not in allowed:
-            _add(rules, refuse, call, *conditions, pyseccomp.Arg(argument, pyseccomp.EQ, value))
-    _add(rules, refuse, call, *conditions, pyseccomp.Arg(argument, pyseccomp.GT, ordered[-1]))
+
+def _action(answer: str, error: str, *, listener: bool) -> int:
+    if answer == "allow":
+        return int(pyseccomp.ALLOW)
+    if answer == "trip" and listener:
+        return int(pyseccomp.NOTIFY)
+    return int(pyseccomp.ERRNO(_number(error)))
 
 
-def _has_bits(argument: int, mask: int, value: int) -> pyseccomp.Arg:
+def _holds(condition: Condition) -> Iterator[pyseccomp.Arg]:
+    """Yield comparisons of which at least one is true when *condition* is, and none when it is not."""
+    values = condition.values.values()
+    match condition.kind:
+        case "is" if condition.wide:
+            yield from (pyseccomp.Arg(condition.argument, pyseccomp.EQ, value) for value in values)
+        case "is":
+            yield from (_masked(condition.argument, mask, value) for mask, value in _inside(set(values)))
+        case "isnt":
+            (value,) = values
+            yield pyseccomp.Arg(condition.argument, pyseccomp.NE, value)
+        case "any":
+            yield from (_masked(condition.argument, bit, bit) for bit in values)
+        case _:
+            yield _masked(condition.argument, _LOW_32 & ~sum(values), 0)
+
+
+def _outside(argument: int, values: Iterable[int]) -> Iterator[pyseccomp.Arg]:
+    """Yield comparisons of which exactly one is true when the low 32 bits equal none of *values*."""
+    prefixes = {0: set(values)}  # of each prefix, the values that begin with it
+    for bit in reversed(range(32)):
+        mask = _LOW_32 & ~((1 << bit) - 1)
+        longer: dict[int, set[int]] = {}
+        for prefix, below in prefixes.items():
+            for branch in (prefix, prefix | 1 << bit):
+                if begun := {value for value in below if value & mask == branch}:
+                    longer[branch] = begun
+                else:
+                    # Nothing begins so: whatever does is none of them.
+                    yield _masked(argument, mask, branch)
+        prefixes = longer
+
+
+def _inside(values: set[int]) -> Iterator[tuple[int, int]]:
+    """Yield (mask, value) pairs of which exactly one fits when the low 32 bits equal one of *values*."""
+    bit = 1
+    while values:
+        pairs = {value for value in values if value ^ bit in values}
+        for value in sorted(values - pairs):
+            yield _LOW_32 & ~(bit - 1), value
+        values = {value & ~bit for value in pairs}
+        bit <<= 1
+
+
+def _masked(argument: int, mask: int, value: int) -> pyseccomp.Arg:
     return pyseccomp.Arg(argument, pyseccomp.MASKED_EQ, mask, value)
+
+
+def _number(name: str) -> int:
+    return int(getattr(errno, name))
+
+
+def resolve(name: str) -> int | None:
+    """Return the number of the call *name* on this machine, or ``None`` where it has none."""
+    try:
+        number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
+    except ValueError:
+        return None
+    # A negative one: libseccomp knows the name, this architecture does not have the call.
+    return int(number) if number >= 0 else None
 
 
 def _add(rules: pyseccomp.SyscallFilter, action: int, name: str, *arguments: pyseccomp.Arg) -> None:
     """Add a rule for *name*, unless this architecture never had that call."""
-    try:
-        number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
-    except ValueError:
-        return
-    if number < 0:
-        return  # libseccomp knows the name, this architecture does not have the call
-    rules.add_rule(action, number, *arguments)
+    number = resolve(name)
+    if number is not None:
+        rules.add_rule(action, number, *arguments)
 
 
 def _export(rules: pyseccomp.SyscallFilter) -> bytes:

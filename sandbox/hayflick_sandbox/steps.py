@@ -66,8 +66,8 @@ class Host:
     template: Template
     last_capability: int
     degraded: frozenset[str]
-    filters: tuple[bytes, bytes]
-    inet_filters: tuple[bytes, bytes]
+    filters: tuple[bytes, ...]
+    inet_filters: tuple[bytes, ...]
 
 
 def plan(

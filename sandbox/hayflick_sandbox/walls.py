@@ -41,13 +41,13 @@ class ApplyLandlock:
 class FilterSystemCalls:
     """Last: from here on, only listed system calls."""
 
-    programs: tuple[bytes, bytes]
+    programs: tuple[bytes, ...]
 
     def describe(self) -> str:
         """Say it."""
-        allow, refuse = (len(program) // 8 for program in self.programs)
+        size = sum(len(program) for program in self.programs) // 8
         return (
-            f"install the seccomp filters ({allow} + {refuse} BPF instructions): listed calls pass, "
+            f"install the seccomp filter ({size} BPF instructions): listed calls pass, "
             "refused ones answer EPERM, unknown ones ENOSYS, foreign architectures die"
         )
 

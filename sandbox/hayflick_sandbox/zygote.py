@@ -70,8 +70,8 @@ class Setup:
     degraded: frozenset[str]
     unified: str | None
     legacy: tuple[str, ...]
-    filters: tuple[bytes, bytes]
-    inet_filters: tuple[bytes, bytes]
+    filters: tuple[bytes, ...]
+    inet_filters: tuple[bytes, ...]
 
 
 class Zygote:
@@ -318,9 +318,8 @@ def _remove_cgroups(parent: int, name: str) -> None:
             raise
 
 
-def _filters(texts: list[str]) -> tuple[bytes, bytes]:
-    allowances, refusals = map(bytes.fromhex, texts)
-    return allowances, refusals
+def _filters(texts: list[str]) -> tuple[bytes, ...]:
+    return tuple(map(bytes.fromhex, texts))
 
 
 def main() -> None:

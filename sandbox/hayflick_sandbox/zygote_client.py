@@ -21,6 +21,7 @@ from hayflick_sandbox.policy import Policy
 START_SECONDS = 30.0
 END_SECONDS = 15.0
 MAX_PACKET_BYTES = 128 * 1024
+COMMAND = (sys.executable, "-I", "-m", "hayflick_sandbox.zygote")
 PRELOAD = ("cloudpickle", "replication._inside")
 
 
@@ -92,7 +93,7 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "hayflick_sandbox.zygote"],
+                COMMAND,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={"LANG": "C.UTF-8", "PATH": "/usr/local/bin:/usr/bin:/bin"},
@@ -109,8 +110,8 @@ class Zygote:
             "unified": unified[0] if unified else None,
             "legacy": [str(tree.roots[one.root]) for one in tree.hierarchies if one.version == 1],
             # Compiled here, so that the compiler is not in the zygote's memory.
-            "filters": [program.hex() for program in seccomp.compile_filters(inet=False)],
-            "inet_filters": [program.hex() for program in seccomp.compile_filters(inet=True)],
+            "filters": [seccomp.compile_filter(inet=False, listener=False).hex()],
+            "inet_filters": [seccomp.compile_filter(inet=True, listener=False).hex()],
         }
         try:
             ours.send(json.dumps(setup).encode())

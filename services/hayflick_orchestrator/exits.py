@@ -26,6 +26,21 @@ _ORDERED = frozenset(
         EndReason.END_REASON_LAUNCH_FAILED,
     }
 )
+# Each limit's breach ends a worker under the limit's own name.
+_BREACHES = {
+    TaskOutcome.TASK_OUTCOME_CPU_EXCEEDED: Ask(
+        EndReason.END_REASON_CPU_EXCEEDED, "a task used up its CPU time"
+    ),
+    TaskOutcome.TASK_OUTCOME_TIMED_OUT: Ask(
+        EndReason.END_REASON_WALL_TIME_EXCEEDED, "a task ran past its deadline"
+    ),
+    TaskOutcome.TASK_OUTCOME_OUTPUT_EXCEEDED: Ask(
+        EndReason.END_REASON_OUTPUT_EXCEEDED, "a task printed more than its output limit"
+    ),
+    TaskOutcome.TASK_OUTCOME_MEMORY_EXCEEDED: Ask(
+        EndReason.END_REASON_MEMORY_EXCEEDED, "a task ran into its address-space limit"
+    ),
+}
 # RLIMIT_CPU's hard limit ends a process that ignored SIGXCPU by SIGKILL, and
 # the kernel accounts in ticks, so the time seen can lie a little short of it.
 CPU_SLACK_SECONDS = 0.1
@@ -104,6 +119,7 @@ class TaskFacts:
         worker_ended: Whether its worker died, or was told to end, under it.
         cancelled: Whether its caller hung up.
         timed_out: Whether its deadline passed.
+        output_exceeded: Whether it printed more than it might.
         violation: What it did against the protocol of its control stream.
         oom_kills: Processes of its worker that the kernel killed for memory.
         exit_code: Of its process, when it exited.
@@ -112,12 +128,16 @@ class TaskFacts:
         cpu_limit_seconds: The CPU time it was allowed, if there was a limit.
         has_value: Whether it sent a result.
         has_exception: Whether it sent an exception.
+        address_space_full: Whether that exception is a want of memory, where the
+            address space is what limits it. A program cannot be asked; its exit
+            code is its own.
     """
 
     callable_task: bool = True
     worker_ended: bool = False
     cancelled: bool = False
     timed_out: bool = False
+    output_exceeded: bool = False
     violation: str = ""
     oom_kills: int = 0
     exit_code: int | None = None
@@ -126,30 +146,27 @@ class TaskFacts:
     cpu_limit_seconds: float | None = None
     has_value: bool = False
     has_exception: bool = False
+    address_space_full: bool = False
 
 
-def judge_task(facts: TaskFacts) -> TaskOutcome.ValueType:  # noqa: PLR0911 -- one rule a line
-    """Return how the task of *facts* ended."""
+def judge_task(facts: TaskFacts) -> TaskOutcome.ValueType:
+    """Return how the task of *facts* ended: by the first rule that holds."""
     killed = facts.signal == signal.SIGKILL or facts.exit_code is None
-    if facts.oom_kills and killed and facts.signal in (None, signal.SIGKILL):
-        return TaskOutcome.TASK_OUTCOME_OOM_KILLED
-    if facts.cancelled:
-        return TaskOutcome.TASK_OUTCOME_CANCELLED
-    if facts.timed_out:
-        return TaskOutcome.TASK_OUTCOME_TIMED_OUT
-    if facts.violation:
-        return TaskOutcome.TASK_OUTCOME_FAILED
-    if facts.worker_ended and killed:
-        return TaskOutcome.TASK_OUTCOME_WORKER_ENDED
-    if _used_up_cpu(facts):
-        return TaskOutcome.TASK_OUTCOME_CPU_EXCEEDED
-    if facts.signal:
-        return TaskOutcome.TASK_OUTCOME_SIGNALED
-    if facts.exit_code or facts.has_exception:
-        return TaskOutcome.TASK_OUTCOME_FAILED
-    if facts.callable_task and not facts.has_value:
-        return TaskOutcome.TASK_OUTCOME_FAILED
-    return TaskOutcome.TASK_OUTCOME_SUCCEEDED
+    for_memory = facts.oom_kills and killed and facts.signal in (None, signal.SIGKILL)
+    owes_a_value = facts.callable_task and not facts.has_value
+    rules = (
+        (for_memory, TaskOutcome.TASK_OUTCOME_OOM_KILLED),
+        (facts.cancelled, TaskOutcome.TASK_OUTCOME_CANCELLED),
+        (facts.timed_out, TaskOutcome.TASK_OUTCOME_TIMED_OUT),
+        (facts.output_exceeded, TaskOutcome.TASK_OUTCOME_OUTPUT_EXCEEDED),
+        (facts.violation, TaskOutcome.TASK_OUTCOME_FAILED),
+        (facts.worker_ended and killed, TaskOutcome.TASK_OUTCOME_WORKER_ENDED),
+        (_used_up_cpu(facts), TaskOutcome.TASK_OUTCOME_CPU_EXCEEDED),
+        (facts.signal, TaskOutcome.TASK_OUTCOME_SIGNALED),
+        (facts.address_space_full and facts.has_exception, TaskOutcome.TASK_OUTCOME_MEMORY_EXCEEDED),
+        (facts.exit_code or facts.has_exception or owes_a_value, TaskOutcome.TASK_OUTCOME_FAILED),
+    )
+    return next((outcome for holds, outcome in rules if holds), TaskOutcome.TASK_OUTCOME_SUCCEEDED)
 
 
 def ask_after_task(
@@ -172,8 +189,8 @@ def ask_after_task(
         return None
     if violation:
         return Ask(EndReason.END_REASON_PROTOCOL_VIOLATION, violation)
-    if outcome == TaskOutcome.TASK_OUTCOME_CPU_EXCEEDED:
-        return Ask(EndReason.END_REASON_CPU_EXCEEDED, "a task used up its CPU time")
+    if outcome in _BREACHES:
+        return _BREACHES[outcome]
     words = TaskOutcome.Name(outcome).removeprefix("TASK_OUTCOME_").lower().replace("_", " ")
     return Ask(EndReason.END_REASON_TASK_ERROR, f"a task {words}")
 

@@ -50,6 +50,7 @@ class TaskSpec:
         argv: For ``exec``.
         environment: For ``exec``, added to the sandbox's own.
         timeout_seconds: ``None`` for as long as the worker lives.
+        output_limit_bytes: What it may print on both outputs together; ``None`` for no limit.
     """
 
     kind: Literal["call", "exec"]
@@ -59,6 +60,7 @@ class TaskSpec:
     argv: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     timeout_seconds: float | None = None
+    output_limit_bytes: int | None = None
 
 
 def check_manifest(manifest: Manifest) -> None:

@@ -64,6 +64,7 @@ class TaskEnd:
     violation: str
     timed_out: bool
     cancelled: bool
+    output_exceeded: bool = False
 
 
 class _Pipe:
@@ -137,7 +138,9 @@ class TaskRun:
         self._violation = ""
         self._timed_out = False
         self._cancelled = False
-        self._hung_up: asyncio.Future[None] = self._loop.create_future()
+        self._output_exceeded = False
+        self._output_left_bytes = spec.output_limit_bytes
+        self._given_up: asyncio.Future[None] = self._loop.create_future()
         self._started_at = time.monotonic()
         self._elapsed_seconds = 0.0
 
@@ -173,7 +176,11 @@ class TaskRun:
         self._watching = asyncio.create_task(self._watch(ticket))
 
     async def chunks(self) -> AsyncGenerator[tuple[Output, bytes], None]:
-        """Yield what the task prints, each output in its order, until the task is over."""
+        """Yield what the task prints, each output in its order, until the task is over.
+
+        A task that prints more than it may is killed, and of what it printed
+        exactly as much is yielded as it might print.
+        """
         while True:
             if not await self._passage():
                 return
@@ -183,11 +190,11 @@ class TaskRun:
             progressed = False
             for pipe in self._pipes:
                 # Whoever took the last chunk took his time: ask again.
-                if self._sandbox.gate.is_open and (data := pipe.read()):
+                if self._sandbox.gate.is_open and (data := self._within_limit(pipe.read())):
                     progressed = True
                     self._sandbox.transcript.add(self.task_id, pipe.output.name.lower(), data)
                     yield pipe.output, data
-            if self._cancelled:
+            if self._cancelled or self._output_exceeded:
                 return
             if progressed or not self._sandbox.gate.is_open:
                 # A consumer that never waits must not keep the loop to itself.
@@ -216,12 +223,24 @@ class TaskRun:
 
     async def _passage(self) -> bool:
         """Wait out a quarantine; return whether it is over and the task may still be heard."""
-        return await self._sandbox.gate.passage((self._sandbox.dead, self._hung_up))
+        return await self._sandbox.gate.passage((self._sandbox.dead, self._given_up))
 
     def _peek(self) -> dict[str, bytes]:
         """Return the output that waits to be read, a chunk of each at most."""
         self._wake.set()  # what is read ahead makes no descriptor readable
         return {pipe.output.name.lower(): pipe.peek() for pipe in self._pipes}
+
+    def _within_limit(self, data: bytes) -> bytes:
+        """Return as much of *data* as the task may still print; kill it when that is not all."""
+        left = self._output_left_bytes
+        if left is None:
+            return data
+        self._output_left_bytes = max(0, left - len(data))
+        if len(data) > left and not self._output_exceeded:
+            self._output_exceeded = True
+            if not self.over.is_set():
+                self._give_up()
+        return data[:left]
 
     async def discard_output(self) -> None:
         """Read and drop what the task prints, until it is over."""
@@ -237,9 +256,12 @@ class TaskRun:
         if not self.over.is_set():
             self._cancelled = True
             self._wake.set()
-            if not self._hung_up.done():
-                self._hung_up.set_result(None)
-            self._kill()
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if not self._given_up.done():
+            self._given_up.set_result(None)
+        self._kill()
 
     def _kill(self) -> None:
         self._sandbox.signal_task(self.task_id, signal.SIGKILL)
@@ -254,9 +276,9 @@ class TaskRun:
 
     async def _watch(self, ticket: Ticket) -> None:
         gate, ends = self._sandbox.gate, (ticket.exited, self._sandbox.dead)
-        await gate.first((*ends, self._hung_up), self._spec.timeout_seconds)
+        await gate.first((*ends, self._given_up), self._spec.timeout_seconds)
         if not any(end.done() for end in ends):
-            self._timed_out = not self._cancelled
+            self._timed_out = not self._given_up.done()
             self._kill()
             await gate.first(ends, KILL_SECONDS)
         # One that died in quarantine was cut off before it could say how it ended.
@@ -300,6 +322,7 @@ class TaskRun:
             violation=self._violation,
             timed_out=self._timed_out,
             cancelled=self._cancelled,
+            output_exceeded=self._output_exceeded,
         )
 
     def _close(self) -> None:

@@ -23,6 +23,7 @@ from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick.v1.orchestrator_pb2 import FileSummary, GetFileResponse, PutFileResponse
 from hayflick_orchestrator import file_rules
 from hayflick_orchestrator.sandboxes import SandboxError
+from hayflick_orchestrator.workers import quarantined
 from hayflick_rpc.errors import HayflickError, invalid_field
 from hayflick_sandbox.messages import Transfer
 from hayflick_sandbox.transfer import COUNT_BYTES
@@ -115,6 +116,8 @@ class Transfers:
     @contextlib.contextmanager
     def _line(self, worker: Worker, order: Transfer) -> Iterator[_Line]:
         worker.require_running()
+        if not worker.sandbox.gate.is_open:
+            raise quarantined(worker.worker_id)
         if self._going[worker.worker_id] >= MAX_TRANSFERS_PER_WORKER:
             raise HayflickError(
                 ErrorReason.ERROR_REASON_NODE_FULL,
@@ -196,6 +199,7 @@ class _Line:
         """Hand *data* to the process; return early when it is gone."""
         view = memoryview(data)
         while view and not self.over:
+            self._require_running()
             try:
                 view = view[os.write(self._data, view) :]
                 self.progressed()
@@ -213,6 +217,7 @@ class _Line:
     async def receive(self) -> bytes:
         """Return the next bytes; empty when there will be no more."""
         while True:
+            self._require_running()
             try:
                 return os.read(self._data, PIPE_BYTES)
             except BlockingIOError:
@@ -238,6 +243,13 @@ class _Line:
             raise file_rules.refusal(worker.worker_id, path, code, self._order.max_bytes)
         number = exited.signal if exited is not None else None
         raise file_rules.refused(worker.worker_id, path, f"signal {number or 0}")
+
+    def _require_running(self) -> None:
+        # A quarantine cuts at once, before the kernel confirmed the freeze.
+        if not self._worker.sandbox.gate.is_open:
+            raise quarantined(self._worker.worker_id)
+        if self._worker.life.ending:
+            self._worker.require_running()
 
     async def _ready(self, add: Any, remove: Any) -> None:  # noqa: ANN401 -- the loop's own methods
         ready: asyncio.Future[None] = self._loop.create_future()
@@ -265,7 +277,7 @@ class _Line:
             await asyncio.wait(ends, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if any(end.done() for end in ends):
                 break
-            self._worker.require_running()
+            self._require_running()
             now = time.monotonic()
             if now - self._moved_at > stall_seconds or now > self._deadline:
                 raise file_rules.stalled(self._order.path, min(stall_seconds, now - self._moved_at), who)

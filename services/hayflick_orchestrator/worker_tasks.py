@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from google.protobuf.json_format import MessageToDict
@@ -41,6 +42,10 @@ MAX_TASKS_PER_WORKER = 64
 # How long a result waits for the end of the worker that the task brought about.
 WORKER_END_SECONDS = 5.0
 
+DEFAULT_OUTPUT_BYTES = 1024 * 1024 * 1024
+# Where this layer is missing, RLIMIT_AS stands in.
+MEMORY_LAYER = "memory"
+
 _STREAMS = {Output.STDOUT: Stream.STREAM_STDOUT, Output.STDERR: Stream.STREAM_STDERR}
 
 
@@ -72,7 +77,10 @@ class WorkerTasks:
             )
         worker.require_running()
         info = {"worker": MessageToDict(worker.message())} if task.HasField("python") else {}
-        spec = task_spec(task, info)
+        spec = replace(
+            task_spec(task, info),
+            output_limit_bytes=worker.record.resources.output_limit_bytes or DEFAULT_OUTPUT_BYTES,
+        )
         if len(worker.sandbox.tasks) >= MAX_TASKS_PER_WORKER:
             raise HayflickError(
                 ErrorReason.ERROR_REASON_NODE_FULL,
@@ -173,6 +181,7 @@ def _facts(worker: Worker, task: Task, end: TaskEnd, oom_kills: int) -> TaskFact
         worker_ended=worker.life.ending,
         cancelled=end.cancelled,
         timed_out=end.timed_out,
+        output_exceeded=end.output_exceeded,
         violation=end.violation,
         oom_kills=oom_kills,
         exit_code=end.exit_code,
@@ -181,7 +190,14 @@ def _facts(worker: Worker, task: Task, end: TaskEnd, oom_kills: int) -> TaskFact
         cpu_limit_seconds=worker.cpu_limit_seconds,
         has_value=end.value_json is not None,
         has_exception=end.raised is not None,
+        address_space_full=_ran_into_address_space(worker, end),
     )
+
+
+def _ran_into_address_space(worker: Worker, end: TaskEnd) -> bool:
+    # Where control groups limit memory, no allocation fails: the kernel kills.
+    limited = MEMORY_LAYER in worker.record.degraded_layers
+    return limited and end.raised is not None and end.raised.type == "builtins.MemoryError"
 
 
 def _result(outcome: TaskOutcome.ValueType, end: TaskEnd, end_reason: EndReason.ValueType) -> TaskResult:

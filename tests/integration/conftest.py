@@ -34,7 +34,7 @@ from hayflick.v1 import orchestrator_pb2 as opb
 from hayflick.v1.resources_pb2 import Contract, EndReason, Manifest, NetworkPolicy, Resources, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 MIB = 1024 * 1024
 START_SECONDS = 30.0
@@ -123,8 +123,11 @@ def call(function: Callable[[Any], Any], timeout: float | None = None) -> opb.Ta
 class Stack:
     """A logger, a controller and an orchestrator, and stubs to call them."""
 
-    def __init__(self, directory: Path, **settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, directory: Path, *, node_prefix: Sequence[str] = (), **settings: Mapping[str, str]
+    ) -> None:
         self.directory = directory
+        self._node_prefix = tuple(node_prefix)
         self.node_id = f"test-{os.getpid()}-{secrets.token_hex(3)}"
         self._settings = settings
         self.processes: dict[str, subprocess.Popen[str]] = {}
@@ -164,6 +167,10 @@ class Stack:
         self._channels.append(channel)
         return channel
 
+    def program(self, name: str) -> list[str]:
+        """Return what of Python is run for a service."""
+        return ["-m", f"hayflick_{name}"]
+
     def start(self, name: str, node_id: str | None = None) -> subprocess.Popen[str]:
         """Start a service and wait until it listens."""
         argv = ["--listen", self.address(name), "--data-dir", str(self.directory / name)]
@@ -173,9 +180,10 @@ class Stack:
             argv += ["--controller", self.address("controller"), "--node-id", node_id or self.node_id]
         for option, value in self._settings.get(name, {}).items():
             argv += [f"--{option}", value]
+        prefix = self._node_prefix if name == "orchestrator" else ()
         with (self.directory / f"{name}.log").open("a") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", f"hayflick_{name}", *argv],
+                [*prefix, sys.executable, *self.program(name), *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -320,11 +328,11 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running_stack(**settings: Mapping[str, str]) -> Iterator[Stack]:
-    """Run a stack in a directory of its own."""
+def running_stack(*, node_prefix: Sequence[str] = (), **settings: Mapping[str, str]) -> Iterator[Stack]:
+    """Run a stack in a directory of its own; *node_prefix* is a command that runs its orchestrator."""
     # Not pytest's tmp_path: a socket's path has at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="hayflick-") as directory:
-        stack = Stack(Path(directory), **settings)
+        stack = Stack(Path(directory), node_prefix=node_prefix, **settings)
         try:
             yield stack
         finally:

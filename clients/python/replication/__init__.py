@@ -57,7 +57,7 @@ if TYPE_CHECKING:
         WorkerEnded,
     )
     from replication.observability import JournalCheck, Metric, StructuredLogger
-    from replication.orchestrator import ContainerRecord, SandboxOrchestrator
+    from replication.orchestrator import ContainerRecord, FileSummary, SandboxOrchestrator
     from replication.signer import ManifestSigner
     from replication.worker import EndReason, Stage, Usage, Worker, WorkerExit, WorkerState
 
@@ -67,6 +67,7 @@ __all__ = [
     "DenialClass",
     "EndReason",
     "FamilyBudget",
+    "FileSummary",
     "HayflickError",
     "InternalError",
     "InvalidField",
@@ -130,7 +131,7 @@ _HOMES = {
     ),
     **dict.fromkeys(("Controller", "KillSwitchResult", "Lineage", "RegistryEntry"), "controller"),
     **dict.fromkeys(("JournalCheck", "Metric", "StructuredLogger"), "observability"),
-    **dict.fromkeys(("ContainerRecord", "SandboxOrchestrator"), "orchestrator"),
+    **dict.fromkeys(("ContainerRecord", "FileSummary", "SandboxOrchestrator"), "orchestrator"),
     **dict.fromkeys(("EndReason", "Stage", "Usage", "Worker", "WorkerExit", "WorkerState"), "worker"),
     "ManifestSigner": "signer",
 }

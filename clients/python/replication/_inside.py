@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import cloudpickle
 
 from replication import _checks, _error_table, _wire
 from replication._manifest import MAX_SNAPSHOT_BYTES
 from replication._task import Event, Task, event_from_json
-from replication.errors import ServiceUnavailable
+from replication.errors import NotAllowed, ServiceUnavailable
 from replication.worker import Worker
 
 if TYPE_CHECKING:
@@ -101,6 +101,14 @@ class InsideWorker(Worker):
         if self._is_self:
             self._record = _wire.worker_from_json(self._call("GetSelf", {})["worker"])
         return self._record
+
+    def put_file(self, *_: Any, **__: Any) -> NoReturn:  # noqa: ANN401 -- as its parent's
+        """Say no: files go in and out through the orchestrator, which is outside."""
+        raise NotAllowed("put_file: only from outside; a worker's own files are below /workspace")
+
+    def get_file(self, *_: Any, **__: Any) -> NoReturn:  # noqa: ANN401 -- as its parent's
+        """Say no: files go in and out through the orchestrator, which is outside."""
+        raise NotAllowed("get_file: only from outside; a worker's own files are below /workspace")
 
     def _run(self, task: Task, on_event: Callable[[Event], None]) -> None:
         failures: list[Exception] = []

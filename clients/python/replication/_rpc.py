@@ -33,7 +33,8 @@ MAX_MESSAGE_BYTES = 24 * 1024 * 1024
 CALL_SECONDS = 30.0
 
 # UNAVAILABLE says that nothing was done, and what changes anything carries a
-# request_id besides: trying again is safe. RunTask has none, and is left out.
+# request_id besides: trying again is safe. RunTask has none, and PutFile is a
+# stream that cannot be read twice; they are left out.
 _RETRIED = {
     "name": [{"service": f"hayflick.v1.{name}Service"} for name in ("Controller", "Orchestrator", "Logger")],
     "retryPolicy": {
@@ -44,7 +45,11 @@ _RETRIED = {
         "retryableStatusCodes": ["UNAVAILABLE"],
     },
 }
-_NOT_RETRIED = {"name": [{"service": "hayflick.v1.OrchestratorService", "method": "RunTask"}]}
+_NOT_RETRIED = {
+    "name": [
+        {"service": "hayflick.v1.OrchestratorService", "method": method} for method in ("RunTask", "PutFile")
+    ]
+}
 
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -79,6 +84,36 @@ class Connection:
             return method(request, timeout=timeout_seconds)
         except grpc.RpcError as error:
             raise self._translated(error) from None
+
+    def upload(
+        self, method: grpc.StreamUnaryMultiCallable[RequestT, ResponseT], requests: Iterator[RequestT]
+    ) -> ResponseT:
+        """Send *requests* to *method* and return its answer.
+
+        Raises:
+            HayflickError: As the table says.
+            Exception: What *requests* raises; the stream ends where it did.
+        """
+        self._require_usable()
+        failures: list[Exception] = []
+
+        def guarded() -> Iterator[RequestT]:
+            # In a thread of gRPC's, which only logs what is raised there.
+            try:
+                yield from requests
+            except Exception as error:  # noqa: BLE001 -- raised below, to whom it belongs
+                failures.append(error)
+
+        call: Any = method.future(guarded())
+        try:
+            answer: ResponseT = call.result()
+        except grpc.RpcError as error:
+            if failures:
+                raise failures[0] from None
+            raise self._translated(error) from None
+        finally:
+            call.cancel()
+        return answer
 
     @contextlib.contextmanager
     def stream(

@@ -206,6 +206,8 @@ def value_of(result: Result, worker_id: str) -> Any:  # noqa: ANN401 -- any JSON
     words = {
         "OOM_KILLED": "the kernel killed the task for want of memory",
         "CPU_EXCEEDED": "the task used up its CPU time",
+        "OUTPUT_EXCEEDED": "the task printed more than its output limit",
+        "MEMORY_EXCEEDED": "the task ran into its memory limit",
         "CANCELLED": "the task was cancelled",
         "SIGNALED": f"signal {result.signal} ended the task",
     }.get(result.outcome, f"the task ended as {result.outcome or 'unknown'}")

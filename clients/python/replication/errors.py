@@ -7,10 +7,10 @@
     ├── TaskFailed                 a task did not succeed
     │   ├── TaskError              it raised, or its program exited with a code
     │   ├── TaskTimeout            it ran longer than you allowed   (TimeoutError)
-    │   └── TaskKilled             a signal, the memory or the CPU limit ended it
+    │   └── TaskKilled             a signal or one of its limits ended it
     ├── WorkerEnded                the worker does not run any more
     ├── InvalidField               a value is not valid             (ValueError)
-    ├── NotFound                   no such worker or contract       (LookupError)
+    ├── NotFound                   no such worker, contract or file (LookupError)
     ├── NotAllowed                 not yours to do                  (PermissionError)
     ├── NotPicklable               the callable cannot travel       (TypeError)
     ├── TooLarge                   over a size limit                (ValueError)
@@ -98,7 +98,7 @@ class ReplicationDenied(HayflickError):
 
 class TaskFailed(HayflickError):
     """A task did not succeed, for a reason of its own. Its worker ended with it
-    as ``task_error``, unless you asked to keep it.
+    under the limit's own name, or as ``task_error``, unless you asked to keep it.
     """  # noqa: D205 -- one thought
 
     default_reason = "TASK_FAILED"
@@ -143,7 +143,8 @@ class TaskTimeout(TaskFailed, TimeoutError):
 class TaskKilled(TaskFailed):
     """Something ended the task from outside of it.
 
-    ``reason`` is ``OOM_KILLED``, ``CPU_EXCEEDED``, ``CANCELLED`` or ``SIGNALED``.
+    ``reason`` is ``OOM_KILLED``, ``MEMORY_EXCEEDED``, ``CPU_EXCEEDED``,
+    ``OUTPUT_EXCEEDED``, ``CANCELLED`` or ``SIGNALED``.
 
     Attributes:
         signal: The signal that ended it, or 0.
@@ -173,13 +174,15 @@ class InvalidField(HayflickError, ValueError):
 
 
 class NotFound(HayflickError, LookupError):
-    """There is no such worker or contract: the id is wrong, or of other services."""
+    """There is no such worker, contract or file: the name is wrong, or of other services."""
 
     default_reason = "WORKER_UNKNOWN"
 
 
 class NotAllowed(HayflickError, PermissionError):
-    """It is not yours to do: a worker acts on itself and its descendants only."""
+    """It is not yours to do: a worker acts on itself and its descendants only, and
+    what is no regular file of its workspace is not handed over (``FILE_REFUSED``).
+    """  # noqa: D205 -- one thought
 
     default_reason = "CALLER_NOT_ALLOWED"
 

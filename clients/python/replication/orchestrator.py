@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, Literal, NoReturn
 
 from hayflick.v1 import (
     controller_pb2,
@@ -16,7 +17,8 @@ from hayflick.v1 import (
     orchestrator_pb2_grpc,
     resources_pb2,
 )
-from replication import _checks, _embedded, _rpc, _wire
+from replication import _checks, _embedded, _files, _rpc, _wire
+from replication._files import FileSummary
 from replication._records import RegistryEntry, Stage
 from replication._task import Event, Output, Task, event_from_json
 from replication.contract import Manifest, ResourceSpec
@@ -24,8 +26,9 @@ from replication.errors import HayflickError, NotFound, ServiceUnavailable, Work
 
 if TYPE_CHECKING:
     from replication.observability import StructuredLogger
+    from replication.worker import Worker
 
-__all__ = ["ContainerRecord", "SandboxOrchestrator"]
+__all__ = ["ContainerRecord", "FileSummary", "SandboxOrchestrator"]
 
 LAUNCH_SECONDS = 120.0
 MAX_REASON_CHARS = 256
@@ -140,6 +143,73 @@ class SandboxOrchestrator:
                 if event is not None:
                     on_event(event)
 
+    def put_file(
+        self, worker: Worker | str, path: str, data: bytes | BinaryIO, *, executable: bool = False
+    ) -> FileSummary:
+        """Write a file into a worker's workspace: all of it, or nothing.
+
+        Args:
+            worker: Which, or its id.
+            path: Relative to ``/workspace``, without ``..``; no link on the way is followed.
+                Missing directories are made, and a file of that name is replaced.
+            data: Bytes, or a file opened in binary mode, which is read to its end;
+                1 GiB at most.
+            executable: Whether it is a program.
+
+        Raises:
+            NotAllowed: ``FILE_REFUSED``: the worker has something else there.
+            TooLarge: It finds no room in the workspace, or is over a limit.
+            ReplicationDenied, WorkerEnded, NotFound: The worker is quarantined, ended, or not here.
+            NodeFull: The worker has no process left, or four transfers going.
+            TaskTimeout: Nothing moved for half a minute.
+            ServiceUnavailable: A service is not there.
+            ValueError: An argument is not valid.
+        """
+        source = _files.readable(data)
+        requests = _files.requests(
+            _worker_id(worker),
+            _files.checked_path(path),
+            source,
+            executable=_checks.flag("executable", executable),
+        )
+        answer = self._connection.upload(self._stub.PutFile, requests)
+        return FileSummary(answer.size_bytes, answer.sha256)
+
+    def get_file(
+        self,
+        worker: Worker | str,
+        path: str,
+        *,
+        max_bytes: int = _files.DEFAULT_GET_BYTES,
+        into: BinaryIO | None = None,
+    ) -> bytes:
+        """Read a regular file from a worker's workspace.
+
+        What is in it was made inside the sandbox: treat it as what a stranger wrote.
+
+        Args:
+            worker: Which, or its id.
+            path: Relative to ``/workspace``, without ``..``; no link is followed.
+            max_bytes: Refuse a larger file; 1 GiB at most.
+            into: A file to write it to; then nothing is returned but ``b""``. When
+                this raises, what was written to it is to be thrown away.
+
+        Raises:
+            NotFound: There is no such file, or no such worker.
+            NotAllowed: ``FILE_REFUSED``: it is a link, a pipe, a socket or a directory.
+            TooLarge: It is larger than *max_bytes*.
+            HayflickError: As :meth:`put_file`.
+        """
+        request = orchestrator_pb2.GetFileRequest(
+            worker_id=_worker_id(worker),
+            path=_files.checked_path(path),
+            max_bytes=_checks.integer("max_bytes", max_bytes, 1, _files.MAX_FILE_BYTES),
+        )
+        buffer = io.BytesIO()
+        with self._connection.stream(self._stub.GetFile, request) as responses:
+            _files.receive(responses, buffer if into is None else into)
+        return buffer.getvalue()
+
     def kill_worker(self, worker_id: str, reason: str = "killed") -> None:
         """End a worker and all its descendants; return when all are seen dead.
 
@@ -230,6 +300,10 @@ class SandboxOrchestrator:
             request = controller_pb2.GetWorkerRequest(worker_id=worker_id)
             return _wire.worker_from_json(_rpc.to_json(connection.call(stub.GetWorker, request).worker))
         return None
+
+
+def _worker_id(worker: Worker | str) -> str:
+    return _checks.text("worker", getattr(worker, "worker_id", worker), 64, min_chars=1)
 
 
 def _living_record(sandbox: orchestrator_pb2.Sandbox) -> ContainerRecord:

@@ -9,7 +9,7 @@ given is a :class:`Worker` too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Self, TypeAlias
 
 from replication import _checks, _error_table
 from replication._manifest import Manifest
@@ -21,6 +21,7 @@ from replication.errors import NotFound, ReplicationDenied, WorkerEnded
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from replication._files import FileSummary
     from replication.controller import Controller
     from replication.observability import StructuredLogger
     from replication.orchestrator import SandboxOrchestrator
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["EndReason", "Stage", "TaskFunction", "Usage", "Worker", "WorkerExit", "WorkerState"]
 
 MAX_REASON_CHARS = 256
+DEFAULT_GET_BYTES = 64 * 1024 * 1024
 
 TaskFunction: TypeAlias = Callable[["Worker"], Any]
 """What a worker can be given to do; its value must be JSON."""
@@ -130,7 +132,7 @@ class Worker:
                 ``KILL_SWITCH_ENGAGED``.
             TaskError: It raised.
             TaskTimeout: It ran longer than allowed.
-            TaskKilled: A signal, the memory or the CPU limit ended it.
+            TaskKilled: A signal or one of its limits ended it.
             WorkerEnded: The worker has ended otherwise.
             NotPicklable, TooLarge: *task* cannot travel.
             ServiceUnavailable: A service is not there.
@@ -168,6 +170,16 @@ class Worker:
                 keep_worker_on_error=keep_worker_on_error,
             )
         )
+
+    def put_file(self, path: str, data: bytes | BinaryIO, *, executable: bool = False) -> FileSummary:
+        """Write a file into the worker's workspace, as :meth:`SandboxOrchestrator.put_file`."""
+        return self.orchestrator.put_file(self, path, data, executable=executable)
+
+    def get_file(
+        self, path: str, *, max_bytes: int = DEFAULT_GET_BYTES, into: BinaryIO | None = None
+    ) -> bytes:
+        """Read a file from the worker's workspace, as :meth:`SandboxOrchestrator.get_file`."""
+        return self.orchestrator.get_file(self, path, max_bytes=max_bytes, into=into)
 
     def maybe_replicate(
         self,

@@ -96,6 +96,12 @@ OK = TaskFacts(exit_code=0, has_value=True)
         (TaskFacts(signal=signal.SIGKILL, timed_out=True), "TIMED_OUT"),
         (TaskFacts(timed_out=True), "TIMED_OUT"),  # frozen, so not even SIGKILL was reported
         (TaskFacts(signal=signal.SIGKILL, cancelled=True), "CANCELLED"),
+        (TaskFacts(signal=signal.SIGKILL, output_exceeded=True), "OUTPUT_EXCEEDED"),
+        (TaskFacts(exit_code=0, has_value=True, output_exceeded=True), "OUTPUT_EXCEEDED"),  # we read it later
+        (TaskFacts(signal=signal.SIGKILL, output_exceeded=True, cancelled=True), "CANCELLED"),
+        (TaskFacts(signal=signal.SIGKILL, output_exceeded=True, oom_kills=1), "OOM_KILLED"),
+        (TaskFacts(exit_code=1, has_exception=True, address_space_full=True), "MEMORY_EXCEEDED"),
+        (TaskFacts(exit_code=0, has_value=True, address_space_full=True), "SUCCEEDED"),
         (TaskFacts(signal=signal.SIGKILL, violation="garbage"), "FAILED"),
         (TaskFacts(worker_ended=True), "WORKER_ENDED"),
         (TaskFacts(worker_ended=True, signal=signal.SIGKILL), "WORKER_ENDED"),
@@ -115,13 +121,17 @@ def test_how_a_task_ended(facts: TaskFacts, outcome: str) -> None:
         ("WORKER_ENDED", False, None),
         ("FAILED", False, "TASK_ERROR"),
         ("SIGNALED", False, "TASK_ERROR"),
-        ("TIMED_OUT", False, "TASK_ERROR"),
+        ("TIMED_OUT", False, "WALL_TIME_EXCEEDED"),
+        ("OUTPUT_EXCEEDED", False, "OUTPUT_EXCEEDED"),
+        ("MEMORY_EXCEEDED", False, "MEMORY_EXCEEDED"),
         ("CPU_EXCEEDED", False, "CPU_EXCEEDED"),
         ("OOM_KILLED", False, "OOM_KILLED"),
         ("FAILED", True, None),
         ("SIGNALED", True, None),
         ("TIMED_OUT", True, None),
         ("CPU_EXCEEDED", True, None),
+        ("OUTPUT_EXCEEDED", True, None),
+        ("MEMORY_EXCEEDED", True, None),
         ("OOM_KILLED", True, "OOM_KILLED"),
     ],
 )
@@ -145,6 +155,8 @@ def test_a_violation_is_named() -> None:
         cancelled=st.booleans(),
         timed_out=st.booleans(),
         violation=st.sampled_from(["", "x"]),
+        output_exceeded=st.booleans(),
+        address_space_full=st.booleans(),
         oom_kills=st.integers(0, 2),
         exit_code=st.none() | st.integers(0, 2),
         signal=st.none() | st.sampled_from([9, 11, 24]),
@@ -158,4 +170,5 @@ def test_success_is_earned(facts: TaskFacts) -> None:
         assert not facts.signal
         assert not facts.exit_code
         assert not any((facts.timed_out, facts.cancelled, facts.violation, facts.has_exception))
+        assert not facts.output_exceeded
         assert facts.has_value or not facts.callable_task

@@ -34,8 +34,8 @@ def steps_of(policy: Policy | None = None, degraded: frozenset[str] = frozenset(
         template=TEMPLATE,
         last_capability=40,
         degraded=degraded,
-        filters=seccomp.compile_filters(inet=False),
-        inet_filters=seccomp.compile_filters(inet=True),
+        filters=(seccomp.compile_filter(inet=False, listener=False),),
+        inet_filters=(seccomp.compile_filter(inet=True, listener=False),),
     )
     return plan(policy or Policy(), host, host_uid=1_879_048_192)
 

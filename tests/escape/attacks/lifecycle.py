@@ -1,0 +1,387 @@
+"""Attacks on limits, and on ends: what a worker uses, and what is left of it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..table import Row
+from ..tools import Facts, Verdict, verdict
+
+if TYPE_CHECKING:
+    from ..arena import Arena
+
+MIB = 1024 * 1024
+
+
+def fork_without_end(facts: Facts) -> Verdict:
+    """Fork until the kernel says no, or sixty processes are there."""
+    import errno
+    import signal
+
+    children, answer = [], "ok"
+    try:
+        while len(children) < 60:
+            pid = os.fork()
+            if pid == 0:
+                signal.pause()
+                os._exit(0)
+            children.append(pid)
+    except OSError as error:
+        answer = errno.errorcode[error.errno or 0]
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    return verdict(answer == "EAGAIN" and len(children) <= 16, f"{answer} after {len(children)}")
+
+
+def compare_luck(facts: Facts) -> Verdict:
+    """Draw the same randomness as a sister from the same zygote."""
+    mine = draw(facts)["drawn"]
+    same = [name for name, value in mine.items() if facts["first"]["drawn"][name] == value]
+    return verdict(not same, f"the same: {same or 'none'} of {', '.join(mine)}")
+
+
+def draw(facts: Facts) -> Verdict:
+    """Draw from every source of randomness."""
+    import random
+    import secrets
+    import ssl
+    import tempfile
+    import uuid
+
+    drawn = {
+        "urandom": os.urandom(8).hex(),
+        "random": random.random(),
+        "uuid4": str(uuid.uuid4()),
+        "uuid1": str(uuid.uuid1()),
+        "secrets": secrets.token_hex(8),
+        "ssl": ssl.RAND_bytes(8).hex(),
+        "tempfile": tempfile.mktemp(),
+    }
+    return verdict(True, "drawn") | {"drawn": drawn}
+
+
+def reach_records(facts: Facts) -> Verdict:
+    """Open the logger's journal, and connect to the logger."""
+    import errno
+    import socket
+
+    tries = {}
+    for path in facts["records"]:
+        try:
+            os.close(os.open(path, os.O_RDONLY))
+            tries[path] = "ok"
+        except OSError as error:
+            tries[path] = errno.errorcode[error.errno or 0]
+    for path in facts["sockets"]:
+        with socket.socket(socket.AF_UNIX) as sock:
+            tries[path] = errno.errorcode.get(sock.connect_ex(path), "ok")
+    return verdict(set(tries.values()) == {"ENOENT"}, ", ".join(sorted(set(tries.values()))))
+
+
+def send_descriptors(facts: Facts) -> Verdict:
+    """Send the orchestrator descriptors that it did not ask for, and see whether it keeps them."""
+    import select
+    import socket
+
+    from hayflick_sandbox import frames
+
+    read_end, write_end = os.pipe()
+    call = {"type": "call", "id": 1, "method": "NoSuchMethod", "request": {}}
+    with socket.socket(fileno=os.dup(3)) as control:
+        socket.send_fds(control, [frames.encode(call, b"")], [write_end] * 3)
+        answer = frames.read_frame(control)
+    os.close(write_end)
+    poller = select.poll()
+    poller.register(read_end, select.POLLIN)
+    closed = bool(poller.poll(2_000))  # end of file once nobody holds the other end
+    kind = answer[0].get("reason", "?") if answer else "hung up"
+    return verdict(closed, f"{kind}; {'closed' if closed else 'kept'} by the orchestrator")
+
+
+def hog_memory(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Take twice the memory; see who is ended, and what it is called."""
+    neighbour = arena.launch()
+    hog = arena.launch(words, memory_limit_bytes=32 * MIB)
+
+    def task(me: Any) -> int:
+        return len(bytearray(64 * 1024 * 1024))
+
+    ran = arena.run(hog, task)
+    reason = arena.stack.end_reason(hog.worker_id) if ran.outcome != "SUCCEEDED" else "none"
+    alive = arena.shell(neighbour, "true").outcome == "SUCCEEDED"
+    held = ran.outcome == "OOM_KILLED" and reason == "OOM_KILLED" and alive
+    return verdict(held, f"task {ran.outcome}, worker {reason}, neighbour {'alive' if alive else 'dead'}")
+
+
+def take_more_cpu(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Spin for a second with a twentieth of a CPU; end by CPU time, by wall time, by a signal."""
+    slow = arena.launch(words, cpu_millis=50)
+
+    def spin(me: Any) -> float:
+        import time
+
+        wall, cpu = time.monotonic(), time.process_time()
+        while time.monotonic() - wall < 1:
+            pass
+        return (time.process_time() - cpu) / (time.monotonic() - wall)
+
+    share = float(arena.run(slow, spin).result.value_json)
+
+    def forever(me: Any) -> None:
+        while True:
+            pass
+
+    from google.protobuf.duration_pb2 import Duration
+
+    counted = arena.launch(words, cpu_time_limit=Duration(seconds=1))
+    ends = [
+        arena.run(counted, forever).outcome,
+        arena.shell(arena.launch(words), "sleep 60", 0.3).outcome,
+        arena.shell(arena.launch(words), "kill -9 $$").outcome,
+    ]
+    held = share <= 0.08 and ends == ["CPU_EXCEEDED", "TIMED_OUT", "SIGNALED"]
+    return verdict(held, f"share {share:.3f} of a CPU; {', '.join(ends)}")
+
+
+def daemon(nonce: str, count: int = 1, *, stay: bool = True) -> Any:
+    """Return a task that leaves daemons in sessions of their own, called *nonce*, and stays or ends."""
+
+    def task(me: Any) -> int:
+        import os
+        import signal
+
+        for _ in range(count):
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+                    null = os.open("/dev/null", os.O_RDWR)
+                    for descriptor in range(3):
+                        os.dup2(null, descriptor)
+                    os.closerange(3, 256)
+                    os.execv("/bin/sleep", [nonce, "300"])
+                os._exit(0)
+            os.wait()
+        print("left", flush=True)
+        if stay:
+            signal.pause()
+        return count
+
+    return task
+
+
+def leave_a_daemon(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Leave a daemon by setsid and a double fork, and be stopped."""
+    worker, nonce = arena.launch(words), arena.nonce()
+    arena.begin(worker, daemon(nonce, 3))
+    there = len(arena.called(nonce, 3))
+    arena.stack.stop(worker)
+    left = arena.gone(nonce, 0.1)
+    return verdict(there == 3 and not left, f"{there} daemons before, {len(left)} of them 100 ms after")
+
+
+def outlive_the_orchestrator(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Go on when the orchestrator is killed; then see what its successor finds."""
+    with arena.another() as other:
+        worker, nonce = other.launch(words), other.nonce()
+        other.begin(worker, daemon(nonce, 2))
+        there = len(other.called(nonce, 2))
+        other.stack.end("orchestrator", 9)
+        left = other.gone(nonce, 1.5)
+        other.weaken(())
+        other.stack.start("orchestrator")
+        reclaimed = not other.gone(nonce, 5)
+        return verdict(
+            there == 2 and not left and reclaimed,
+            f"{there} daemons, {len(left)} after 1.5 s, {'none' if reclaimed else 'some'} after a restart",
+        )
+
+
+def launched_by_a_thread(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Be launched by a thread that ends."""
+    import grpc
+
+    try:
+        worker = arena.launch(words)
+        ran = arena.shell(worker, "sleep 0.6")
+    except (grpc.RpcError, AssertionError, OSError) as error:
+        return verdict(False, f"dead: {type(error).__name__}")
+    return verdict(ran.outcome == "SUCCEEDED", ran.outcome)
+
+
+def refuse_to_die(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Stop oneself, ignore SIGTERM, and be told to end within a grace."""
+    import signal
+
+    import grpc
+
+    worker, nonce = arena.launch(words), arena.nonce()
+    arena.begin(worker, daemon(nonce, 1))
+    (pid,) = arena.called(nonce, 1)
+    init = arena.sandbox(worker).host_pid
+    for number in (pid, init):
+        arena.signal(number, signal.SIGSTOP)
+    start = time.monotonic()
+    try:
+        arena.stop_within(worker, grace_seconds=0.2, deadline_seconds=4)
+    except grpc.RpcError:
+        answered = False
+    else:
+        answered = True
+    seconds, left = time.monotonic() - start, arena.gone(nonce, 0.1)
+    arena.weaken(())
+    arena.signal(init, signal.SIGKILL)
+    return verdict(
+        answered and not left, f"{'dead' if answered and not left else 'alive'} after {seconds:.1f} s"
+    )
+
+
+def start_without_a_layer(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Start where the kernel has no Landlock and nobody let it go."""
+    import grpc
+
+    try:
+        worker = arena.launch(words)
+    except grpc.RpcError as error:
+        from ...integration.conftest import reason_of
+
+        reason = reason_of(error)
+        return verdict(reason in ("SANDBOX_FAILED", "LIMIT_NOT_ENFORCEABLE"), reason)
+    return verdict(False, f"started as {worker.worker_id}")
+
+
+def survive_the_kill_switch(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Have a family with daemons, and survive its kill switch."""
+    contract, nonce = arena.stack.contract(), arena.nonce()
+    root = arena.launch(words, contract_id=contract)
+    child = arena.launch(words, contract_id=contract, parent_id=root.worker_id)
+    for worker in (root, child):
+        arena.begin(worker, daemon(nonce, 2))
+    there = len(arena.called(nonce, 4))
+    start = time.monotonic()
+    arena.stack.kill(contract_id=contract)
+    milliseconds, left = (time.monotonic() - start) * 1_000, arena.gone(nonce, 0.1)
+    reasons = {arena.stack.end_reason(worker.worker_id) for worker in (root, child)}
+    recorded = all("audit" in arena.stack.events(worker.worker_id) for worker in (root, child))
+    held = there == 4 and not left and reasons == {"KILL_SWITCH"} and recorded
+    return verdict(
+        held,
+        f"{there} daemons before, {len(left)} after; {', '.join(reasons)}; answered in {milliseconds:.0f} ms",
+    )
+
+
+def signal_by_load(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Signal to a sister by the machine's free memory, as sysinfo(2) tells it."""
+    import threading
+
+    sender, receiver = arena.launch(), arena.launch()
+    begin, period, bits = time.clock_gettime(time.CLOCK_MONOTONIC) + 0.5, 0.05, 40
+
+    def send(me: Any) -> None:
+        import mmap
+        import time
+
+        for number in range(bits):
+            until = begin + number * period
+            time.sleep(max(0.0, until - time.clock_gettime(time.CLOCK_MONOTONIC)))
+            if number % 2:
+                with mmap.mmap(-1, 40 << 20) as held:
+                    for offset in range(0, len(held), 4096):
+                        held[offset] = 1
+                    time.sleep(max(0.0, until + period * 0.8 - time.clock_gettime(time.CLOCK_MONOTONIC)))
+
+    def receive(me: Any) -> list[int]:
+        import ctypes
+        import time
+
+        libc = ctypes.CDLL(None)
+        buffer = (ctypes.c_ulong * 16)()
+        seen = []
+        for number in range(bits):
+            time.sleep(max(0.0, begin + (number + 0.6) * period - time.clock_gettime(time.CLOCK_MONOTONIC)))
+            libc.sysinfo(buffer)
+            seen.append(buffer[5])  # freeram
+        return seen
+
+    import json
+
+    thread = threading.Thread(target=arena.run, args=(sender, send))
+    thread.start()
+    seen = json.loads(arena.run(receiver, receive).result.value_json)
+    thread.join()
+    right = sum((b < a) == bool(n % 2) for n, (a, b) in enumerate(itertools.pairwise(seen), 1))
+    rate = right / (bits - 1)
+    return verdict(True, f"{right} of {bits - 1} bits right at {1 / period:.0f} bits/s ({rate:.0%})")
+
+
+ALIVE_AFTER_INIT = ("host-pids", "no-tree-kill")
+
+ROWS = [
+    Row(50, send_descriptors, ("the orchestrator takes no descriptor",), ("keep-sent-descriptors",)),
+    Row(53, hog_memory, ("memory control group",), ("loose-limits",), where="outside", needs=("memory",)),
+    Row(
+        54,
+        fork_without_end,
+        ("pids control group", "RLIMIT_NPROC"),
+        ("loose-limits", "no-rlimits"),
+        resources={"pids_limit": 16},
+        host=("forks",),
+    ),
+    Row(
+        55,
+        take_more_cpu,
+        ("cpu control group", "RLIMIT_CPU"),
+        ("loose-limits",),
+        where="outside",
+        needs=("cpu",),
+    ),
+    Row(57, leave_a_daemon, ("cgroup.kill", "pid namespace"), ALIVE_AFTER_INIT, where="outside"),
+    Row(
+        58,
+        outlive_the_orchestrator,
+        ("zygote", "init's channel", "death signal"),
+        ("immortal",),
+        where="outside",
+    ),
+    Row(59, launched_by_a_thread, ("single-threaded zygote",), ("threaded-launch",), where="outside"),
+    Row(60, refuse_to_die, ("cgroup.kill", "SIGKILL"), ("polite-kill",), where="outside"),
+    Row(64, compare_luck, ("reseeding at each fork",), ("same-luck",), first=draw),
+    Row(
+        65,
+        start_without_a_layer,
+        ("no step is optional",),
+        ("landlock-best-effort",),
+        where="outside",
+        faults=("landlock-fails",),
+    ),
+    Row(
+        68,
+        survive_the_kill_switch,
+        ("cgroup.kill", "pid namespace"),
+        ALIVE_AFTER_INIT,
+        where="outside",
+        limits_of_it="the record holds the decision and each end; a signed receipt with pids is not made yet",
+    ),
+    Row(
+        69,
+        reach_records,
+        ("mounts",),
+        ("canary-readable",),
+        limits_of_it="the log's own proofs are tested with the logger",
+    ),
+    Row(
+        70,
+        signal_by_load,
+        (),
+        (),
+        where="outside",
+        informational=True,
+        limits_of_it="measured, not refused: sysinfo(2) tells the machine's load and free memory to all",
+    ),
+]

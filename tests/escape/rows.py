@@ -1,0 +1,11 @@
+"""Every row of the table."""
+
+from __future__ import annotations
+
+from .attacks import calls, files, identity, lifecycle, network, proc
+
+ROWS = [
+    row
+    for theme in (identity, files, proc, calls, network, lifecycle)
+    for row in theme.ROWS
+]  # fmt: skip
