@@ -243,7 +243,7 @@ def show_trail(logger: StructuredLogger) -> None:
     for kind, number in kinds.most_common():
         print(f"  {number:>4}  {kind}")
     check = logger.verify()
-    print(f"  {check.entry_count} entries in the journal, chain {'intact' if check.intact else 'BROKEN'}")
+    print(f"  {check.entry_count} entries in the record, {'intact' if check.intact else 'CHANGED'}")
     print(f"  {len(logger.metrics)} metric samples beside it")
 
 

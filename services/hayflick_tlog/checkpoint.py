@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass
 
 from hayflick_tlog.merkle import HASH_BYTES
-from hayflick_tlog.note import BadNote, Signer, Verifier
+from hayflick_tlog.note import BadNote, Signer, Verifier, strict_base64
 
 _SIZE = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)
 
@@ -41,10 +40,7 @@ class Checkpoint:
         lines = verifier.open(note).split("\n")
         if len(lines) < 4 or not _SIZE.fullmatch(lines[1]):
             raise BadNote("it is no checkpoint")
-        try:
-            root = base64.b64decode(lines[2], validate=True)
-        except binascii.Error:
-            root = b""
+        root = strict_base64(lines[2])
         if len(root) != HASH_BYTES:
             raise BadNote("it is no checkpoint")
         if lines[0] != verifier.name:

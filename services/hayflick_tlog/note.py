@@ -28,6 +28,21 @@ class BadNote(Exception):
     """Text that is no signed note, or that the key did not sign."""
 
 
+def strict_base64(text: str) -> bytes:
+    """Return the bytes that *text* is the one spelling of.
+
+    Raises:
+        BadNote: it is no base64, or another spelling of the same bytes.
+    """
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadNote("it is not base64") from None
+    if base64.b64encode(data).decode() != text:
+        raise BadNote("it is not base64 in its one spelling")
+    return data
+
+
 @dataclass(frozen=True)
 class Verifier:
     """A public key with its owner's name.
@@ -69,10 +84,7 @@ class Verifier:
         """
         name, _, rest = text.strip().partition("+")
         hash_, _, encoded = rest.partition("+")
-        try:
-            data = base64.b64decode(encoded, validate=True)
-        except binascii.Error:
-            data = b""
+        data = strict_base64(encoded)
         if data[:1] != bytes((_ED25519,)):
             raise BadNote("it is no Ed25519 verifier key")
         verifier = cls(name, data[1:])
@@ -96,10 +108,7 @@ class Verifier:
             name, _, encoded = line.removeprefix(_MARK).partition(" ")
             if not line.startswith(_MARK) or not encoded:
                 raise BadNote("a line behind the text is no signature")
-            try:
-                data = base64.b64decode(encoded, validate=True)
-            except binascii.Error:
-                raise BadNote("a signature is not base64") from None
+            data = strict_base64(encoded)
             if name != self.name or data[:_HASH_BYTES] != self.key_hash:
                 continue
             try:

@@ -6,13 +6,12 @@ Pure. The text form is C2SP tlog-proof, version 1.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass
 
 from hayflick_tlog.checkpoint import Checkpoint
 from hayflick_tlog.merkle import HASH_BYTES, MAX_PROOF_HASHES, BadProof, check_inclusion, leaf_hash
-from hayflick_tlog.note import Verifier
+from hayflick_tlog.note import BadNote, Verifier, strict_base64
 
 _HEADER = "c2sp.org/tlog-proof@v1"
 _INDEX = re.compile(r"index (0|[1-9]\d{0,18})", re.ASCII)
@@ -52,9 +51,9 @@ class Proof:
         if header != _HEADER or not gap or match is None or len(lines) > MAX_PROOF_HASHES + 1:
             raise BadProof(f"it does not begin with {_HEADER} and an index")
         try:
-            hashes = tuple(base64.b64decode(line, validate=True) for line in lines[1:])
-        except binascii.Error:
-            hashes = (b"",)
+            hashes = tuple(map(strict_base64, lines[1:]))
+        except BadNote:
+            raise BadProof("a line of it is no hash") from None
         if not all(len(one) == HASH_BYTES for one in hashes):
             raise BadProof("a line of it is no hash")
         return cls(int(match[1]), hashes, note)

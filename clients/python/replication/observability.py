@@ -139,7 +139,7 @@ class StructuredLogger:
                     yield _event(event)
 
     def verify(self) -> JournalCheck:
-        """Have the service recompute the chain of hashes over its whole record.
+        """Have the service recompute the hash tree over its whole record.
 
         Raises:
             ServiceUnavailable: The service is not there.
