@@ -248,6 +248,16 @@ class Tree:
             for directory, _, _ in os.walk(self.roots[one.root]):
                 yield from map(int, _read(Path(directory) / "cgroup.procs").split())
 
+    def members(self, path: str) -> list[int]:
+        """Return the host pids of the worker's own processes, its descendants' not among them.
+
+        Raises:
+            OSError: ENOENT when it has no cgroup any more.
+        """
+        for one in self.hierarchies[:1]:
+            return list(map(int, _read(self._directory(one, path) / LEAF / "cgroup.procs").split()))
+        return []
+
     def close(self) -> None:
         """Remove all of this node's cgroups, and the common parent when nobody needs it.
 
