@@ -2,9 +2,12 @@
 
 A node owns ``hayflick/<node>`` in every hierarchy it uses, and below it each
 worker has the same relative path in all of them, with a leaf ``self`` for its
-own processes beside ``children``. A family is thus one directory: killing or
+own processes beside its children. A family is thus one directory: killing or
 freezing it is one write to the version 2 hierarchy, however many processes it
 holds. Limits are written where the controller lives, v1 or v2.
+
+Each worker is exactly two directories, and the version 2 hierarchy holds every
+contract to so many, so deep: what the controller decided, the kernel decides again.
 """
 
 from __future__ import annotations
@@ -13,19 +16,19 @@ import contextlib
 import dataclasses
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hayflick_sandbox import delegation
+from hayflick_sandbox.bounds import Bounds, HeldByKernel, settings
 from hayflick_sandbox.policy import Limits
 
-CPU_PERIOD_MICROSECONDS = 100_000
 CONTROLLERS = ("memory", "cpu", "pids")
 OWN = "hayflick"
 ATTEMPTS = 10
-LEAF = "self"
-CHILDREN = "children"
+ROOT_PARTS = 3  # contract, root, leaf
+LEAF = "self"  # no worker's id, which is hexadecimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,8 @@ class Tree:
         self.hierarchies = used
         self._unified = next((one for one in used if one.version == 2), None)
         self._of = {name: one for one in used for name in one.controllers}
+        self._versions = {name: one.version for name, one in self._of.items()}
+        self._bounds: dict[str, tuple[tuple[str, int], ...]] = {}
         self.roots = {one.root: one.root / OWN / node for one in used}
 
     @classmethod
@@ -131,17 +136,54 @@ class Tree:
         """Return whether *what* is enforced: ``memory``, ``cpu``, ``pids`` or ``kill``."""
         return self._unified is not None if what == "kill" else what in self._of
 
-    def add(self, path: str, limits: Limits | None = None) -> None:
+    def add(self, path: str, limits: Limits | None = None, bounds: Bounds | None = None) -> None:
         """Make the cgroups of a worker at *path*, with *limits* on its own processes.
 
         Args:
-            path: ``<contract>/<root>``, or a parent's path + ``/children/`` + the id.
+            path: ``<contract>/<root>``, or a parent's path + ``/`` + the id.
             limits: Written to the leaf before any process can be in it.
+            bounds: What its contract and its family are held to, written before
+                its first worker.
 
         Raises:
+            HeldByKernel: the contract has as many workers, or as deep, as *bounds* allow.
             OSError: the kernel refused one of the writes.
         """
         parts = PurePosixPath(path, LEAF).parts
+        written: list[tuple[str, str, str]] = []
+        if bounds is not None:
+            self._bound(parts[0], bounds)
+            if len(parts) == ROOT_PARTS:
+                written += [(path, *one) for one in bounds.family_settings(self._versions)]
+            limits = None if limits is None else bounds.narrow(limits)
+        try:
+            self._make(parts)
+        except BlockingIOError as error:  # EAGAIN: cgroup.max.descendants or cgroup.max.depth
+            raise HeldByKernel(self._held_by(parts)) from error
+        if limits is not None:
+            written += [(f"{path}/{LEAF}", *one) for one in settings(limits, self._versions)]
+        for where, name, value in written:
+            controller = name.partition(".")[0]
+            _write(self._directory(self._of[controller], where) / name, value)
+
+    def _bound(self, contract: str, bounds: Bounds) -> None:
+        """Have the kernel hold a whole contract to its population and depth."""
+        if self._unified is None or self._bounds.get(contract) == bounds.counts:
+            return
+        directory = self._directory(self._unified, contract)
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir()
+        _enable(directory, self._unified.controllers)
+        for name, value in bounds.counts:
+            _write(directory / name, str(value))
+        self._bounds[contract] = bounds.counts
+
+    def _held_by(self, parts: Sequence[str]) -> str:
+        # The contract's own directory is level 0 to the kernel.
+        levels = dict(self._bounds.get(parts[0], ())).get("cgroup.max.depth", len(parts))
+        return "max_depth" if len(parts) - 1 > levels else "max_replicas"
+
+    def _make(self, parts: Sequence[str]) -> None:
         for one in self.hierarchies:
             directory = self.roots[one.root]
             for part in parts:
@@ -152,10 +194,27 @@ class Tree:
                     continue
                 if one.version == 2 and part != LEAF:
                     _enable(directory, one.controllers)
-        if limits is not None:
-            for name, value in _settings(limits, {name: one.version for name, one in self._of.items()}):
-                controller = name.partition(".")[0]
-                _write(self._leaf(path, controller) / name, value)
+
+    @contextlib.contextmanager
+    def leaves(self, path: str) -> Iterator[list[int]]:
+        """Open what a process enters the cgroups at *path* by: each ``tasks`` file, then the version 2 leaf.
+
+        Raises:
+            OSError: there are no such cgroups.
+        """
+        with contextlib.ExitStack() as stack:
+            opened = []
+            for one in (*(one for one in self.hierarchies if one.version == 1), self._unified):
+                if one is None:
+                    continue
+                leaf = self._directory(one, path) / LEAF
+                if one.version == 1:
+                    descriptor = os.open(leaf / "tasks", os.O_WRONLY | os.O_CLOEXEC)
+                else:
+                    descriptor = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                stack.callback(os.close, descriptor)
+                opened.append(descriptor)
+            yield opened
 
     def usage(self, path: str) -> Usage:
         """Return what the worker at *path* uses, its descendants not counted."""
@@ -239,6 +298,7 @@ class Tree:
         Raises:
             OSError: EBUSY when one still does.
         """
+        self._bounds.pop(path, None)
         for one in self.hierarchies:
             _remove_tree(self._directory(one, path))
 
@@ -290,26 +350,6 @@ class Tree:
         one = self._unified if controller is None else self._of[controller]
         assert one is not None
         return self._directory(one, path) / LEAF
-
-
-def _settings(limits: Limits, versions: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Yield the files to write, in the order the kernel wants them."""
-    memory, cpu = str(limits.memory_bytes), limits.cpu_millis * CPU_PERIOD_MICROSECONDS // 1_000
-    if versions.get("memory") == 1:
-        yield "memory.limit_in_bytes", memory
-        # Memory and swap together may not exceed memory alone: no swap.
-        yield "memory.memsw.limit_in_bytes", memory
-    elif versions.get("memory") == 2:
-        yield "memory.max", memory
-        yield "memory.swap.max", "0"
-    if versions.get("cpu") == 1:
-        # The period is the kernel's default; writing it would have the kernel walk
-        # the whole tree once more.
-        yield "cpu.cfs_quota_us", str(cpu)
-    elif versions.get("cpu") == 2:
-        yield "cpu.max", f"{cpu} {CPU_PERIOD_MICROSECONDS}"
-    if "pids" in versions:
-        yield "pids.max", str(limits.pids + 1)  # and its init
 
 
 def _make(directory: Path) -> None:
@@ -395,4 +435,4 @@ def _remove_tree(directory: Path) -> None:
             continue
 
 
-__all__ = ["CHILDREN", "LEAF", "Hierarchy", "Tree", "Usage", "hierarchies"]
+__all__ = ["LEAF", "Bounds", "HeldByKernel", "Hierarchy", "Tree", "Usage", "hierarchies"]

@@ -63,12 +63,11 @@ def layers(tree: Tree, facts: Facts) -> Iterator[Layer]:
             yield Layer(name, True, f"cgroup v{one.version} at {one.root}")
     unified = next((one for one in tree.hierarchies if one.version == 2), None)
     if unified is not None:
-        yield Layer("kill", True, f"cgroup.kill and cgroup.freeze at {unified.root}")
+        yield Layer("kill", True, f"cgroup.kill, cgroup.freeze and cgroup.max.* at {unified.root}")
     else:
         detail, remedy = missing("kill", tree.hierarchies, facts)
-        yield Layer(
-            "kill", False, f"{detail}: a family can be neither frozen nor killed in one write", remedy
-        )
+        lacks = "a family can be neither frozen nor killed in one write, and the kernel cannot count workers"
+        yield Layer("kill", False, f"{detail}: {lacks}", remedy)
 
 
 def missing(name: str, used: list[Hierarchy], facts: Facts) -> tuple[str, str]:

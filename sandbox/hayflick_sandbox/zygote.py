@@ -24,6 +24,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,6 @@ from hayflick_sandbox.policy import Policy
 from hayflick_sandbox.template import WORKER_UID
 
 MAX_PACKET_BYTES = 128 * 1024
-REQUEST_DESCRIPTORS = 1
 DEATH_GRACE_SECONDS = 10.0
 
 NAMESPACES = (
@@ -88,7 +88,6 @@ class Zygote:
         self._rootless = os.getuid() != 0
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self._unified = None if setup.unified is None else os.open(setup.unified, flags)
-        self._legacy = [os.open(path, flags) for path in setup.legacy]
         # Parents of the node's directories: removing those needs a place to stand.
         self._above = [
             (os.open(os.path.dirname(path), flags), os.path.basename(path))
@@ -155,7 +154,9 @@ class Zygote:
                     return
 
     def _answer(self) -> bool:
-        space = socket.CMSG_SPACE(REQUEST_DESCRIPTORS * array.array("i").itemsize)
+        # The worker's channel, the tasks file of each version 1 cgroup, the version 2 cgroup.
+        expected = 1 + len(self._setup.legacy) + (self._unified is not None)
+        space = socket.CMSG_SPACE(expected * array.array("i").itemsize)
         try:
             packet, ancillary, _, _ = self._sock.recvmsg(MAX_PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
@@ -167,9 +168,12 @@ class Zygote:
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(data)
-        (channel,) = descriptors
         try:
-            self._launch(request, channel)
+            if len(descriptors) != expected:
+                raise OSError(errno.EBADMSG, f"{len(descriptors)} descriptors came instead of {expected}")
+            channel, *tasks = descriptors
+            cgroup = None if self._unified is None else tasks.pop()
+            self._launch(request, channel, tasks, cgroup)
         except OSError as error:
             text = error.strerror or str(error)
             self._say(
@@ -182,22 +186,15 @@ class Zygote:
                 }
             )
         finally:
-            os.close(channel)
+            for descriptor in descriptors:
+                os.close(descriptor)
         return True
 
-    def _launch(self, request: dict[str, Any], channel: int) -> None:
+    def _launch(
+        self, request: dict[str, Any], channel: int, tasks: Sequence[int], cgroup: int | None
+    ) -> None:
         policy = Policy.from_json(request["policy"])
         with ExitStack() as stack:
-
-            def opened(path: str, flags: int, directory: int) -> int:
-                descriptor = os.open(path, flags | os.O_CLOEXEC, dir_fd=directory)
-                stack.callback(os.close, descriptor)
-                return descriptor
-
-            leaf = request["cgroup_path"] + "/self"
-            tasks = [opened(f"{leaf}/tasks", os.O_WRONLY, directory) for directory in self._legacy]
-            unified = self._unified
-            cgroup = None if unified is None else opened(leaf, os.O_RDONLY | os.O_DIRECTORY, unified)
             sync_read, sync_write = os.pipe2(os.O_CLOEXEC)
             stack.callback(os.close, sync_read)
             stack.callback(os.close, sync_write)

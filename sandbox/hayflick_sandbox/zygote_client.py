@@ -16,13 +16,14 @@ from typing import Any
 from hayflick_sandbox import messages, seccomp, subordinate
 from hayflick_sandbox.cgroups import Tree
 from hayflick_sandbox.identities import UidRange
-from hayflick_sandbox.messages import SetEnvironment
+from hayflick_sandbox.messages import Introduce
 from hayflick_sandbox.policy import Policy
 
 START_SECONDS = 30.0
 END_SECONDS = 15.0
 MAX_PACKET_BYTES = 128 * 1024
 COMMAND = (sys.executable, "-I", "-m", "hayflick_sandbox.zygote")
+NOBODY = "worker"  # the host name in what the zygote is told
 PRELOAD = ("cloudpickle", "replication._inside")
 
 
@@ -67,9 +68,10 @@ Event = Started | LaunchFailed | Exited
 class Zygote:
     """A running zygote."""
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, tree: Tree) -> None:
         self.process = process
         self.socket = sock
+        self._tree = tree
 
     @classmethod
     def start(
@@ -105,7 +107,7 @@ class Zygote:
                 # A terminal's Ctrl-C must reach the orchestrator, which then ends us in order.
                 start_new_session=True,
             )
-        zygote = cls(process, ours)
+        zygote = cls(process, ours, tree)
         unified = [str(tree.roots[one.root]) for one in tree.hierarchies if one.version == 2]
         setup = {
             "preload": list(preload),
@@ -161,27 +163,28 @@ class Zygote:
         Raises:
             ZygoteDied: there is nobody to ask.
             BlockingIOError: too many requests wait; read events, then try again.
+            OSError: there are no such cgroups.
             ValueError: the request is larger than a packet.
         """
-        # The zygote's memory is in every worker's, so what one worker alone may
-        # know goes past it, on the channel that only that worker's init reads.
-        environment = dict(policy.environment)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        # The zygote's memory is in every worker's. So what one worker alone may
+        # know goes past it, on the channel that only that worker's init reads, and
+        # its cgroups, which have its lineage in their names, go as descriptors.
+        own = messages.encode(Introduce(policy.hostname, dict(policy.environment)))
         request = {
             "launch_id": launch_id,
-            "policy": dataclasses.replace(policy, environment={}).to_json(),
-            "cgroup_path": cgroup_path,
+            "policy": dataclasses.replace(policy, environment={}, hostname=NOBODY).to_json(),
             "uid": uid,
             "beat_seconds": beat_seconds,
         }
+        packet = json.dumps(request).encode()
+        if len(packet) > MAX_PACKET_BYTES:
+            raise ValueError(f"a launch request of {len(packet)} bytes is over {MAX_PACKET_BYTES}")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         with theirs:
             try:
-                packet = json.dumps(request).encode()
-                if len(packet) > MAX_PACKET_BYTES:
-                    raise ValueError(f"a launch request of {len(packet)} bytes is over {MAX_PACKET_BYTES}")
-                if environment:
-                    ours.send(messages.encode(SetEnvironment(environment)))
-                socket.send_fds(self.socket, [packet], [theirs.fileno()])
+                ours.send(own)
+                with self._tree.leaves(cgroup_path) as leaves:
+                    socket.send_fds(self.socket, [packet], [theirs.fileno(), *leaves])
             except ConnectionError:
                 ours.close()
                 raise ZygoteDied("the zygote is gone") from None

@@ -58,6 +58,10 @@ class Records:
             details["degraded_layers"] = list(worker.degraded_layers)
         await self._audit.record(_event("worker_started", worker, details), RECORD_TIMEOUT_SECONDS)
 
+    def birth_refused(self, worker: Worker, decision: str, details: Mapping[str, Any]) -> None:
+        """Note that this node did not carry out a birth that the controller had allowed."""
+        self._note(_event("audit", worker, {"decision": decision, "node_id": worker.node_id, **details}))
+
     def heartbeat(self, worker: Worker) -> None:
         """Note that *worker* was heard."""
         self._note(_event("heartbeat", worker, {"node_id": worker.node_id}))

@@ -13,12 +13,14 @@ from hayflick.v1.resources_pb2 import EndReason, Manifest, NetworkPolicy, Resour
 from hayflick_orchestrator.lifecycle import Ask
 from hayflick_rpc import wire
 from hayflick_rpc.errors import HayflickError, invalid_field
+from hayflick_sandbox.bounds import Bounds
 from hayflick_sandbox.doors import WORKER_SERVICE_PATH
 from hayflick_sandbox.policy import Limits, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from hayflick.v1.controller_pb2 import ContractTerms
     from hayflick.v1.orchestrator_pb2 import StopWorkerRequest, Task
 
 PYTHON_VERSION = ".".join(platform.python_version_tuple()[:2])
@@ -135,6 +137,24 @@ def policy_of(resources: Resources, worker_id: str) -> Policy:
 def _environment(network: NetworkPolicy) -> dict[str, str]:
     """Return the variables that tell a worker's programs where its doors are."""
     return {"HAYFLICK_WORKER": f"unix://{WORKER_SERVICE_PATH}"} if network.allow_controller else {}
+
+
+def bounds_of(terms: ContractTerms) -> Bounds:
+    """Return what the kernel holds a contract and its families to.
+
+    Raises:
+        HayflickError: INVALID_FIELD without a population: what is not bounded is not run.
+    """
+    if not terms.max_replicas:
+        raise invalid_field("terms.max_replicas", "is required: the controller did not say what it allows")
+    budget = terms.family_budget
+    return Bounds(
+        max_replicas=terms.max_replicas,
+        max_depth=terms.max_depth,
+        family_memory_bytes=budget.memory_limit_bytes,
+        family_cpu_millis=budget.cpu_millis,
+        family_pids=budget.pids_limit,
+    )
 
 
 def task_spec(task: Task, info: Mapping[str, object]) -> TaskSpec:

@@ -62,13 +62,18 @@ def duration(seconds: float) -> Duration:
 
 def reason_of(error: grpc.RpcError) -> str:
     """Return the stable reason that *error* carries."""
+    return info_of(error).reason
+
+
+def info_of(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
+    """Return the stable reason that *error* carries, with its metadata."""
     assert isinstance(error, grpc.Call)
     status = rpc_status.from_call(error)
     assert status is not None, error
     info = error_details_pb2.ErrorInfo()
     for detail in status.details:
         if detail.Unpack(info):
-            return info.reason
+            return info
     raise AssertionError(f"no reason in {error}")
 
 
@@ -329,6 +334,17 @@ class Stack:
         request = logger_pb2.ListEventsRequest(filter=logger_pb2.EventFilter(worker_id=worker_id))
         return [recorded.event.event for recorded in self.logger.ListEvents(request).events]
 
+    def recorded(self, worker_id: str, decision: str) -> dict[str, Any]:
+        """Return the details of a decision about a worker, once it is on record."""
+
+        def found() -> dict[str, Any] | None:
+            request = logger_pb2.ListEventsRequest(filter=logger_pb2.EventFilter(worker_id=worker_id))
+            events = [recorded.event for recorded in self.logger.ListEvents(request).events]
+            details = [dict(event.details) for event in events]
+            return next((one for one in details if one.get("decision") == decision), None)
+
+        return dict(until(found))
+
     def sandboxes(self) -> dict[str, opb.Sandbox]:
         """Return the sandboxes that live, by worker."""
         listed = self.orchestrator.ListSandboxes(opb.ListSandboxesRequest(page_size=1_000)).sandboxes
@@ -336,11 +352,13 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running_stack(*, node_prefix: Sequence[str] = (), **settings: Mapping[str, str]) -> Iterator[Stack]:
+def running_stack(
+    kind: type[Stack] | None = None, *, node_prefix: Sequence[str] = (), **settings: Mapping[str, str]
+) -> Iterator[Stack]:
     """Run a stack in a directory of its own; *node_prefix* is a command that runs its orchestrator."""
     # Not pytest's tmp_path: a socket's path has at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="hayflick-") as directory:
-        stack = Stack(Path(directory), node_prefix=node_prefix, **settings)
+        stack = (kind or Stack)(Path(directory), node_prefix=node_prefix, **settings)
         try:
             yield stack
         finally:

@@ -93,7 +93,7 @@ def test_lineage_is_a_cgroup_tree(stack: Stack) -> None:
     child = stack.launch(root.contract_id, root.worker_id)
     assert (
         stack.sandboxes()[child.worker_id].cgroup_path
-        == f"{root.contract_id}/{root.worker_id}/children/{child.worker_id}"
+        == f"{root.contract_id}/{root.worker_id}/{child.worker_id}"
     )
     ended = stack.stop(root, detail="done")
     assert ended.state == State.STATE_ENDED
