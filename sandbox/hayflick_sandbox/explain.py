@@ -28,7 +28,7 @@ def confinement(policy: Policy, degraded: frozenset[str]) -> Iterator[str]:
         filters=(seccomp.compile_filter(inet=False, listener=False),),
         inet_filters=(seccomp.compile_filter(inet=True, listener=False),),
     )
-    yield _BIRTH.format(loopback="up" if policy.loopback else "down")
+    yield _BIRTH.format(loopback="up" if policy.inet else "down")
     for step in steps.plan(policy, host, host_uid=FIRST_UID):
         yield step.describe()
 

@@ -77,8 +77,10 @@ def handled(version: int) -> tuple[int, int, int]:
     return files, tcp, scopes
 
 
-def restrict(paths: Mapping[str, int], *, tcp: bool) -> None:
+def restrict(paths: Mapping[str, int], *, tcp: bool, connect_port: int | None = None) -> None:
     """Confine this process: only *paths*, with the rights given, and TCP only with *tcp*.
+
+    Without it, connections to *connect_port* may be made all the same.
 
     Raises:
         OSError: the kernel has no Landlock, or refused a rule.
@@ -95,6 +97,8 @@ def restrict(paths: Mapping[str, int], *, tcp: bool) -> None:
                 syscalls.landlock_add_rule(ruleset, descriptor, rights & files)
             finally:
                 os.close(descriptor)
+        if net and not tcp and connect_port is not None:
+            syscalls.landlock_add_port_rule(ruleset, connect_port, CONNECT_TCP)
         syscalls.landlock_restrict_self(ruleset)
     finally:
         os.close(ruleset)

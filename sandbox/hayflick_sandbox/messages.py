@@ -16,7 +16,7 @@ M = TypeVar("M")
 
 MAX_PACKET_BYTES = 64 * 1024
 # What init may send with Ready, in the order that it names them.
-DESCRIPTORS = ("worker_service",)
+DESCRIPTORS = ("worker_service", "proxy")
 
 
 class ProtocolViolation(Exception):

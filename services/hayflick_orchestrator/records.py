@@ -107,6 +107,10 @@ class Records:
         """Note that evidence could not be captured, and why."""
         self._note(_event("evidence_failed", worker, details))
 
+    def egress(self, worker: Worker, details: Mapping[str, Any]) -> None:
+        """Note a connection of *worker* through the proxy, or one that it was refused."""
+        self._note(_event("egress", worker, {"node_id": worker.node_id, **details}))
+
     def node(self, name: str, node_id: str, details: Mapping[str, Any]) -> None:
         """Note something about the node itself."""
         event = Event(event=name, timestamp=wire.timestamp(datetime.now(UTC)))
