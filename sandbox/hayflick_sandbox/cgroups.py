@@ -2,28 +2,33 @@
 
 A node owns ``hayflick/<node>`` in every hierarchy it uses, and below it each
 worker has the same relative path in all of them, with a leaf ``self`` for its
-own processes beside ``children``. A family is thus one directory: killing or
+own processes beside its children. A family is thus one directory: killing or
 freezing it is one write to the version 2 hierarchy, however many processes it
 holds. Limits are written where the controller lives, v1 or v2.
+
+Each worker is exactly two directories, and the version 2 hierarchy holds every
+contract to so many, so deep: what the controller decided, the kernel decides again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from hayflick_sandbox import delegation
+from hayflick_sandbox.bounds import Bounds, HeldByKernel, settings
 from hayflick_sandbox.policy import Limits
 
-CPU_PERIOD_MICROSECONDS = 100_000
 CONTROLLERS = ("memory", "cpu", "pids")
 OWN = "hayflick"
 ATTEMPTS = 10
-LEAF = "self"
-CHILDREN = "children"
+ROOT_PARTS = 3  # contract, root, leaf
+LEAF = "self"  # no worker's id, which is hexadecimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +43,19 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """One mounted cgroup hierarchy and the controllers that it has for us."""
+    """One mounted cgroup hierarchy and the controllers that it has for us.
+
+    Attributes:
+        root: Below which directory we work: the mount point, or a cgroup that was delegated to us.
+        version: 1 or 2.
+        controllers: Those of ours that it has.
+        mounted: What of the hierarchy is mounted; see proc_pid_mountinfo(5), field 4.
+    """
 
     root: Path
     version: int
     controllers: frozenset[str]
+    mounted: str = "/"
 
 
 def hierarchies(
@@ -59,16 +72,30 @@ def hierarchies(
     found: list[Hierarchy] = []
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
-        point = Path(before.split()[4].replace("\\040", " "))
+        mounted, point = (field.replace("\\040", " ") for field in before.split()[3:5])
         kind, _, options = after.split(maxsplit=2)
         if kind == "cgroup2":
-            names = frozenset(read(point / "cgroup.controllers").split())
-            found.insert(0, Hierarchy(point, 2, names & frozenset(CONTROLLERS)))
+            names = frozenset(read(Path(point, "cgroup.controllers")).split())
+            found.insert(0, Hierarchy(Path(point), 2, names & frozenset(CONTROLLERS), mounted))
         elif kind == "cgroup":
             ours = frozenset(options.split(",")) & frozenset(CONTROLLERS)
             if ours:
-                found.append(Hierarchy(point, 1, ours))
+                found.append(Hierarchy(Path(point), 1, ours, mounted))
     return found
+
+
+def places(one: Hierarchy, own: Mapping[str, str]) -> list[Hierarchy]:
+    """Return where in a hierarchy to work, best first: at its top, or in our own cgroup there.
+
+    Args:
+        one: The hierarchy, as it is mounted.
+        own: Our path in each hierarchy; see :func:`delegation.own_paths`.
+    """
+    controller = "" if one.version == 2 else min(one.controllers)
+    ours = delegation.own_directory(one.root, one.mounted, own.get(controller, ""))
+    if ours is None or ours == one.root:
+        return [one]
+    return [one, dataclasses.replace(one, root=ours)]
 
 
 class Tree:
@@ -79,6 +106,8 @@ class Tree:
         self.hierarchies = used
         self._unified = next((one for one in used if one.version == 2), None)
         self._of = {name: one for one in used for name in one.controllers}
+        self._versions = {name: one.version for name, one in self._of.items()}
+        self._bounds: dict[str, tuple[tuple[str, int], ...]] = {}
         self.roots = {one.root: one.root / OWN / node for one in used}
 
     @classmethod
@@ -86,34 +115,75 @@ class Tree:
         """Make this node's directory in every hierarchy that lets us.
 
         A hierarchy that does not is left out; :meth:`enforces` tells what is
-        missing, and whoever needs it refuses.
+        missing, and whoever needs it refuses. Where the top of a hierarchy is not
+        ours to write, our own cgroup may be.
         """
+        own = delegation.own_paths(Path("/proc/self/cgroup").read_text(encoding="utf-8"))
         used = []
-        for one in hierarchies():
-            directory = one.root / OWN / node
-            try:
-                _make(directory)
-                used.append(one if one.version == 1 else _delegate(one, directory))
-            except OSError:
-                with contextlib.suppress(OSError):
-                    _remove_tree(directory)
+        for mounted in hierarchies():
+            for one in places(mounted, own):
+                directory = one.root / OWN / node
+                try:
+                    _make(directory)
+                    used.append(one if one.version == 1 else _delegate(one, directory))
+                    break
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        _remove_own(one, directory)
         return cls(node, used)
 
     def enforces(self, what: str) -> bool:
         """Return whether *what* is enforced: ``memory``, ``cpu``, ``pids`` or ``kill``."""
         return self._unified is not None if what == "kill" else what in self._of
 
-    def add(self, path: str, limits: Limits | None = None) -> None:
+    def add(self, path: str, limits: Limits | None = None, bounds: Bounds | None = None) -> None:
         """Make the cgroups of a worker at *path*, with *limits* on its own processes.
 
         Args:
-            path: ``<contract>/<root>``, or a parent's path + ``/children/`` + the id.
+            path: ``<contract>/<root>``, or a parent's path + ``/`` + the id.
             limits: Written to the leaf before any process can be in it.
+            bounds: What its contract and its family are held to, written before
+                its first worker.
 
         Raises:
+            HeldByKernel: the contract has as many workers, or as deep, as *bounds* allow.
             OSError: the kernel refused one of the writes.
         """
         parts = PurePosixPath(path, LEAF).parts
+        written: list[tuple[str, str, str]] = []
+        if bounds is not None:
+            self._bound(parts[0], bounds)
+            if len(parts) == ROOT_PARTS:
+                written += [(path, *one) for one in bounds.family_settings(self._versions)]
+            limits = None if limits is None else bounds.narrow(limits)
+        try:
+            self._make(parts)
+        except BlockingIOError as error:  # EAGAIN: cgroup.max.descendants or cgroup.max.depth
+            raise HeldByKernel(self._held_by(parts)) from error
+        if limits is not None:
+            written += [(f"{path}/{LEAF}", *one) for one in settings(limits, self._versions)]
+        for where, name, value in written:
+            controller = name.partition(".")[0]
+            _write(self._directory(self._of[controller], where) / name, value)
+
+    def _bound(self, contract: str, bounds: Bounds) -> None:
+        """Have the kernel hold a whole contract to its population and depth."""
+        if self._unified is None or self._bounds.get(contract) == bounds.counts:
+            return
+        directory = self._directory(self._unified, contract)
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir()
+        _enable(directory, self._unified.controllers)
+        for name, value in bounds.counts:
+            _write(directory / name, str(value))
+        self._bounds[contract] = bounds.counts
+
+    def _held_by(self, parts: Sequence[str]) -> str:
+        # The contract's own directory is level 0 to the kernel.
+        levels = dict(self._bounds.get(parts[0], ())).get("cgroup.max.depth", len(parts))
+        return "max_depth" if len(parts) - 1 > levels else "max_replicas"
+
+    def _make(self, parts: Sequence[str]) -> None:
         for one in self.hierarchies:
             directory = self.roots[one.root]
             for part in parts:
@@ -124,10 +194,27 @@ class Tree:
                     continue
                 if one.version == 2 and part != LEAF:
                     _enable(directory, one.controllers)
-        if limits is not None:
-            for name, value in _settings(limits, {name: one.version for name, one in self._of.items()}):
-                controller = name.partition(".")[0]
-                _write(self._leaf(path, controller) / name, value)
+
+    @contextlib.contextmanager
+    def leaves(self, path: str) -> Iterator[list[int]]:
+        """Open what a process enters the cgroups at *path* by: each ``tasks`` file, then the version 2 leaf.
+
+        Raises:
+            OSError: there are no such cgroups.
+        """
+        with contextlib.ExitStack() as stack:
+            opened = []
+            for one in (*(one for one in self.hierarchies if one.version == 1), self._unified):
+                if one is None:
+                    continue
+                leaf = self._directory(one, path) / LEAF
+                if one.version == 1:
+                    descriptor = os.open(leaf / "tasks", os.O_WRONLY | os.O_CLOEXEC)
+                else:
+                    descriptor = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                stack.callback(os.close, descriptor)
+                opened.append(descriptor)
+            yield opened
 
     def usage(self, path: str) -> Usage:
         """Return what the worker at *path* uses, its descendants not counted."""
@@ -211,6 +298,7 @@ class Tree:
         Raises:
             OSError: EBUSY when one still does.
         """
+        self._bounds.pop(path, None)
         for one in self.hierarchies:
             _remove_tree(self._directory(one, path))
 
@@ -220,6 +308,16 @@ class Tree:
             for directory, _, _ in os.walk(self.roots[one.root]):
                 yield from map(int, _read(Path(directory) / "cgroup.procs").split())
 
+    def members(self, path: str) -> list[int]:
+        """Return the host pids of the worker's own processes, its descendants' not among them.
+
+        Raises:
+            OSError: ENOENT when it has no cgroup any more.
+        """
+        for one in self.hierarchies[:1]:
+            return list(map(int, _read(self._directory(one, path) / LEAF / "cgroup.procs").split()))
+        return []
+
     def close(self) -> None:
         """Remove all of this node's cgroups, and the common parent when nobody needs it.
 
@@ -227,12 +325,7 @@ class Tree:
             OSError: EBUSY when a process still lives in one.
         """
         for one in self.hierarchies:
-            _remove_tree(self.roots[one.root])
-            try:
-                (one.root / OWN).rmdir()
-            except OSError as error:
-                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY, errno.ENOENT):
-                    raise
+            _remove_own(one, self.roots[one.root])
 
     def _order(self, path: str, file: str, value: str) -> bool:
         if self._unified is None:
@@ -259,26 +352,6 @@ class Tree:
         return self._directory(one, path) / LEAF
 
 
-def _settings(limits: Limits, versions: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Yield the files to write, in the order the kernel wants them."""
-    memory, cpu = str(limits.memory_bytes), limits.cpu_millis * CPU_PERIOD_MICROSECONDS // 1_000
-    if versions.get("memory") == 1:
-        yield "memory.limit_in_bytes", memory
-        # Memory and swap together may not exceed memory alone: no swap.
-        yield "memory.memsw.limit_in_bytes", memory
-    elif versions.get("memory") == 2:
-        yield "memory.max", memory
-        yield "memory.swap.max", "0"
-    if versions.get("cpu") == 1:
-        # The period is the kernel's default; writing it would have the kernel walk
-        # the whole tree once more.
-        yield "cpu.cfs_quota_us", str(cpu)
-    elif versions.get("cpu") == 2:
-        yield "cpu.max", f"{cpu} {CPU_PERIOD_MICROSECONDS}"
-    if "pids" in versions:
-        yield "pids.max", str(limits.pids + 1)  # and its init
-
-
 def _make(directory: Path) -> None:
     """Make *directory* and its parent, which a node that ends just now may remove."""
     for attempt in range(1, ATTEMPTS + 1):
@@ -294,11 +367,15 @@ def _make(directory: Path) -> None:
 def _delegate(one: Hierarchy, node: Path) -> Hierarchy:
     """Hand the controllers of a version 2 hierarchy down to *node*'s children; return what came through."""
     # Handing them to the top is the host's business: systemd has done so on most
-    # machines, and what is missing there the probe reports with its remedy.
+    # machines, and what is missing there the probe reports with its remedy. In a
+    # cgroup that was handed to us it is ours.
+    if delegation.is_handed(one.root):
+        with contextlib.suppress(OSError):
+            delegation.hand_down(one.root, one.controllers)
     through = one.controllers & set((node.parent / "cgroup.controllers").read_text().split())
     _enable(node.parent, through)
     _enable(node, through)
-    return Hierarchy(one.root, 2, through)
+    return dataclasses.replace(one, controllers=through)
 
 
 def _enable(directory: Path, controllers: frozenset[str]) -> None:
@@ -334,6 +411,21 @@ def _fields(text: str) -> dict[str, int]:
     return {name: int(value) for name, value in pairs}
 
 
+def _remove_own(one: Hierarchy, node: Path) -> None:
+    """Remove a node's cgroups, and what nodes have in common when this was the last."""
+    _remove_tree(node)
+    try:
+        node.parent.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+            raise
+        return
+    if one.version == 2:
+        delegation.take_back(one.root, node.parent, frozenset(CONTROLLERS))
+
+
 def _remove_tree(directory: Path) -> None:
     """Remove a tree of cgroups, deepest first; its files go by themselves."""
     for path, _, _ in os.walk(directory, topdown=False):
@@ -343,4 +435,4 @@ def _remove_tree(directory: Path) -> None:
             continue
 
 
-__all__ = ["CHILDREN", "LEAF", "Hierarchy", "Tree", "Usage", "hierarchies"]
+__all__ = ["LEAF", "Bounds", "HeldByKernel", "Hierarchy", "Tree", "Usage", "hierarchies"]

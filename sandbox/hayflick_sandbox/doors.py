@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from hayflick_sandbox.template import NEW_ROOT
 
+PROXY_ADDRESS = ("127.0.0.1", 3128)
 WORKER_SERVICE_PATH = "/run/hayflick/worker.sock"
 # How many callers may wait to be accepted; further ones wait in connect(2).
 BACKLOG = 16
@@ -37,3 +38,22 @@ class OpenWorkerService:
         listener.bind(path)
         listener.listen(BACKLOG)
         return {"worker_service": listener.detach()}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenProxy:
+    """A port on the loopback of the worker's own network namespace, which has nothing but that."""
+
+    def describe(self) -> str:
+        """Say it."""
+        host, port = PROXY_ADDRESS
+        return (
+            f"listen at {host}:{port}, in the worker's own network, and hand the socket to the orchestrator"
+        )
+
+    def apply(self) -> dict[str, int]:
+        """Do it."""
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.bind(PROXY_ADDRESS)
+        listener.listen(BACKLOG)
+        return {"proxy": listener.detach()}

@@ -24,6 +24,7 @@ import prctl
 from hayflick_sandbox import families, messages, tasks, transfer
 from hayflick_sandbox.messages import (
     Beat,
+    Introduce,
     KillTask,
     Ready,
     RunTask,
@@ -32,7 +33,7 @@ from hayflick_sandbox.messages import (
     TaskStarted,
     Transfer,
 )
-from hayflick_sandbox.process import CHANNEL_FD, KeepDescriptors
+from hayflick_sandbox.process import CHANNEL_FD, KeepDescriptors, NameHost
 from hayflick_sandbox.steps import Step
 
 MAX_DESCRIPTORS = 3
@@ -49,12 +50,15 @@ def main(
     """Confine this process and serve until the channel ends. Never returns."""
     status = 1
     try:
-        opened = _confine(steps, channel_fd)
+        own = messages.parse_to_init(os.read(channel_fd, messages.MAX_PACKET_BYTES))
+        if not isinstance(own, Introduce):
+            raise messages.ProtocolViolation("the first order says who one is")
+        opened = _confine(_named(steps, own.hostname), channel_fd)
         if opened is not None:
             prctl.set_name("hayflick-init")
             channel = socket.socket(fileno=CHANNEL_FD)
             _say_ready(channel, opened)
-            Init(channel, environment, beat_seconds, cpu_time_seconds).serve()
+            Init(channel, {**environment, **own.environment}, beat_seconds, cpu_time_seconds).serve()
             status = 0
     finally:
         os._exit(status)
@@ -68,6 +72,11 @@ def _say_ready(channel: socket.socket, opened: dict[str, int]) -> None:
         os._exit(0)
     for descriptor in opened.values():
         os.close(descriptor)
+
+
+def _named(steps: Sequence[Step], hostname: str) -> list[Step]:
+    """Return *steps* with the name that this worker alone gives its machine."""
+    return [NameHost(hostname) if isinstance(step, NameHost) else step for step in steps]
 
 
 def _confine(steps: Sequence[Step], channel_fd: int) -> dict[str, int] | None:
@@ -174,8 +183,6 @@ class Init:
                 self._start(order, list(descriptors))
             elif isinstance(order, KillTask):
                 self._kill(order)
-            else:
-                self._environment = {**self._environment, **order.environment}
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)

@@ -44,6 +44,15 @@ WRITE = (
 )
 READ_WRITE = READ | sum(WRITE)
 
+# What an ABI added to what the sandbox asks for.
+FEATURES = {
+    2: "moves between directories",
+    3: "truncation",
+    4: "TCP",
+    5: "device ioctls",
+    6: "scopes for signals and abstract sockets",
+}
+
 # Size of struct landlock_ruleset_attr by ABI: fs, then net, then scoped.
 _SIZES = {1: 8, 2: 8, 3: 8, 4: 16, 5: 16}
 _LAST_SIZE = 24
@@ -68,8 +77,10 @@ def handled(version: int) -> tuple[int, int, int]:
     return files, tcp, scopes
 
 
-def restrict(paths: Mapping[str, int], *, tcp: bool) -> None:
+def restrict(paths: Mapping[str, int], *, tcp: bool, connect_port: int | None = None) -> None:
     """Confine this process: only *paths*, with the rights given, and TCP only with *tcp*.
+
+    Without it, connections to *connect_port* may be made all the same.
 
     Raises:
         OSError: the kernel has no Landlock, or refused a rule.
@@ -86,6 +97,8 @@ def restrict(paths: Mapping[str, int], *, tcp: bool) -> None:
                 syscalls.landlock_add_rule(ruleset, descriptor, rights & files)
             finally:
                 os.close(descriptor)
+        if net and not tcp and connect_port is not None:
+            syscalls.landlock_add_port_rule(ruleset, connect_port, CONNECT_TCP)
         syscalls.landlock_restrict_self(ruleset)
     finally:
         os.close(ruleset)

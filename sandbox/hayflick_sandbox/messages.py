@@ -16,7 +16,7 @@ M = TypeVar("M")
 
 MAX_PACKET_BYTES = 64 * 1024
 # What init may send with Ready, in the order that it names them.
-DESCRIPTORS = ("worker_service",)
+DESCRIPTORS = ("worker_service", "proxy")
 
 
 class ProtocolViolation(Exception):
@@ -72,9 +72,17 @@ FromInit = Ready | SetupFailed | Beat | TaskStarted | TaskExited
 
 
 @dataclass(frozen=True, slots=True)
-class SetEnvironment:
-    """Add these variables to every task's environment; comes before the first task."""
+class Introduce:
+    """What this worker alone may know; the first order, and there before init is.
 
+    It does not come by the zygote, whose memory is in every worker's.
+
+    Attributes:
+        hostname: What the worker sees as the name of its machine.
+        environment: Added to every task's environment.
+    """
+
+    hostname: str
     environment: Mapping[str, str]
 
 
@@ -112,13 +120,13 @@ class Transfer:
     max_bytes: int = 0
 
 
-ToInit = SetEnvironment | RunTask | KillTask | Transfer
+ToInit = Introduce | RunTask | KillTask | Transfer
 
 _FROM_INIT: dict[str, Callable[..., FromInit]] = {
     kind.__name__: kind for kind in (Ready, SetupFailed, Beat, TaskStarted, TaskExited)
 }
 _TO_INIT: dict[str, Callable[..., ToInit]] = {
-    kind.__name__: kind for kind in (SetEnvironment, RunTask, KillTask, Transfer)
+    kind.__name__: kind for kind in (Introduce, RunTask, KillTask, Transfer)
 }
 # What each field may be; a field that is not named here is not in any message.
 _FIELDS: dict[str, tuple[type, ...]] = {

@@ -83,6 +83,7 @@ class Policy:
         hostname: What it sees as the name of its machine.
         environment: Variables beside the sandbox's own few; nothing is inherited.
         worker_service: Whether a door to its own WorkerService is opened.
+        proxy: Whether a door to the allow-list proxy is opened, on a loopback that serves nothing else.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -90,6 +91,7 @@ class Policy:
     hostname: str = "worker"
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     worker_service: bool = False
+    proxy: bool = False
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -97,7 +99,7 @@ class Policy:
         Raises:
             ValueError: naming the field.
         """
-        for name in ("loopback", "worker_service"):
+        for name in ("loopback", "worker_service", "proxy"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name}: must be true or false, not {getattr(self, name)!r}")
         if not isinstance(self.hostname, str) or not _HOSTNAME.fullmatch(self.hostname):
@@ -111,6 +113,11 @@ class Policy:
         if size > MAX_ENVIRONMENT_BYTES:
             raise ValueError(f"environment: {size} bytes as JSON are over {MAX_ENVIRONMENT_BYTES}")
 
+    @property
+    def inet(self) -> bool:
+        """Whether it may make AF_INET sockets at all."""
+        return self.loopback or self.proxy
+
     def to_json(self) -> dict[str, Any]:
         """Return the policy as JSON values, for :meth:`from_json`."""
         return {
@@ -119,6 +126,7 @@ class Policy:
             "hostname": self.hostname,
             "environment": dict(self.environment),
             "worker_service": self.worker_service,
+            "proxy": self.proxy,
         }
 
     @classmethod

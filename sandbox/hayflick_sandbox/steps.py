@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hayflick_sandbox.doors import OpenWorkerService
+from hayflick_sandbox.doors import PROXY_ADDRESS, OpenProxy, OpenWorkerService
 from hayflick_sandbox.mounts import (
     EnterRoot,
     ForbidUserNamespaces,
@@ -100,6 +100,7 @@ def plan(
         PrivateDirectory("/dev/shm", limits.tmp_bytes, "1777"),
         # While the new root can still be written to.
         *([OpenWorkerService()] if policy.worker_service else []),
+        *([OpenProxy()] if policy.proxy else []),
         ForbidUserNamespaces(),
         FreshProc(),
         EnterRoot(),
@@ -107,10 +108,12 @@ def plan(
     ]
     steps += [OwnKeyring(), LimitResources(limits, address_space=not present({"memory"})), LeaveSession()]
     if present({"landlock"}):
-        steps.append(ApplyLandlock(tcp=policy.loopback))
+        steps.append(
+            ApplyLandlock(tcp=policy.loopback, connect_port=PROXY_ADDRESS[1] if policy.proxy else None)
+        )
     steps += [
         DropCapabilities(host.last_capability),
         DieWithParent(),
-        FilterSystemCalls(host.inet_filters if policy.loopback else host.filters),
+        FilterSystemCalls(host.inet_filters if policy.inet else host.filters),
     ]
     return steps

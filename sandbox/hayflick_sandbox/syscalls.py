@@ -278,6 +278,7 @@ class _PathBeneathAttr(ctypes.Structure):
 
 LANDLOCK_CREATE_RULESET_VERSION = 1
 LANDLOCK_RULE_PATH_BENEATH = 1
+LANDLOCK_RULE_NET_PORT = 2
 
 
 def landlock_abi() -> int:
@@ -309,6 +310,22 @@ def landlock_add_rule(ruleset_fd: int, path_fd: int, allowed: int) -> None:
         "landlock_add_rule",
         ctypes.c_int(ruleset_fd),
         ctypes.c_int(LANDLOCK_RULE_PATH_BENEATH),
+        ctypes.byref(attributes),
+        ctypes.c_uint(0),
+    )
+
+
+class _NetPortAttr(ctypes.Structure):
+    _fields_ = (("allowed_access", ctypes.c_uint64), ("port", ctypes.c_uint64))
+
+
+def landlock_add_port_rule(ruleset_fd: int, port: int, allowed: int) -> None:
+    """Allow *allowed* at the TCP *port* (ABI 4)."""
+    attributes = _NetPortAttr(allowed, port)
+    _syscall(
+        "landlock_add_rule",
+        ctypes.c_int(ruleset_fd),
+        ctypes.c_int(LANDLOCK_RULE_NET_PORT),
         ctypes.byref(attributes),
         ctypes.c_uint(0),
     )

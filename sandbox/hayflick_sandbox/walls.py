@@ -12,6 +12,7 @@ class ApplyLandlock:
     """Say again, to another part of the kernel, what may be read and written."""
 
     tcp: bool
+    connect_port: int | None = None
 
     def rules(self) -> dict[str, int]:
         """Return the paths and the rights below them."""
@@ -27,14 +28,17 @@ class ApplyLandlock:
         """Say it."""
         files, net, scopes = landlock.handled(landlock.abi())
         return (
-            f"apply Landlock (ABI {landlock.abi()}, rights {files:#x}, TCP {0 if self.tcp else net:#x}, "
-            f"scopes {scopes:#x}): write only to /workspace, /tmp and /dev/shm, no signal "
+            f"apply Landlock (ABI {landlock.abi()}, rights {files:#x}, TCP {0 if self.tcp else net:#x}"
+            f"{self._but()}, scopes {scopes:#x}): write only to /workspace, /tmp and /dev/shm, no signal "
             "and no abstract socket across the sandbox's border"
         )
 
     def apply(self) -> None:
         """Do it."""
-        landlock.restrict(self.rules(), tcp=self.tcp)
+        landlock.restrict(self.rules(), tcp=self.tcp, connect_port=self.connect_port)
+
+    def _but(self) -> str:
+        return "" if self.tcp or self.connect_port is None else f" but to port {self.connect_port}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,6 @@ from hayflick_sandbox.policy import Policy
 from hayflick_sandbox.template import WORKER_UID
 
 MAX_PACKET_BYTES = 128 * 1024
-REQUEST_DESCRIPTORS = 1
 DEATH_GRACE_SECONDS = 10.0
 
 NAMESPACES = (
@@ -63,6 +63,8 @@ class Setup:
         legacy: This node's directories in version 1 hierarchies.
         filters: The compiled seccomp filters, in the order to install them.
         inet_filters: The same for workers that may make AF_INET sockets.
+        first_uid: The first of the subordinate uids that the orchestrator maps to 1 and
+            above in an ordinary user's namespace; ``None`` where there are none.
     """
 
     preload: tuple[str, ...]
@@ -72,6 +74,7 @@ class Setup:
     legacy: tuple[str, ...]
     filters: tuple[bytes, ...]
     inet_filters: tuple[bytes, ...]
+    first_uid: int | None = None
 
 
 class Zygote:
@@ -85,7 +88,6 @@ class Zygote:
         self._rootless = os.getuid() != 0
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self._unified = None if setup.unified is None else os.open(setup.unified, flags)
-        self._legacy = [os.open(path, flags) for path in setup.legacy]
         # Parents of the node's directories: removing those needs a place to stand.
         self._above = [
             (os.open(os.path.dirname(path), flags), os.path.basename(path))
@@ -111,9 +113,17 @@ class Zygote:
             syscalls.unshare(syscalls.CLONE_NEWNS)
         else:
             syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
-            _write(f"/proc/{os.getpid()}/setgroups", "deny")
-            _write(f"/proc/{os.getpid()}/uid_map", f"0 {own_uid} 1")
-            _write(f"/proc/{os.getpid()}/gid_map", f"0 {own_gid} 1")
+            if self._setup.first_uid is None:
+                _write(f"/proc/{os.getpid()}/setgroups", "deny")
+                _write(f"/proc/{os.getpid()}/uid_map", f"0 {own_uid} 1")
+                _write(f"/proc/{os.getpid()}/gid_map", f"0 {own_gid} 1")
+            else:
+                # Only somebody outside may write a map of more than oneself.
+                self._say({"event": "map"})
+                if self._sock.recv(MAX_PACKET_BYTES) != b"mapped":
+                    raise OSError(errno.EPERM, "the orchestrator could not map the subordinate ids")
+                # The user's other groups are no worker's; subgid(5) is what allows to leave them.
+                os.setgroups([])
         template.build(inside)
         return host
 
@@ -144,7 +154,9 @@ class Zygote:
                     return
 
     def _answer(self) -> bool:
-        space = socket.CMSG_SPACE(REQUEST_DESCRIPTORS * array.array("i").itemsize)
+        # The worker's channel, the tasks file of each version 1 cgroup, the version 2 cgroup.
+        expected = 1 + len(self._setup.legacy) + (self._unified is not None)
+        space = socket.CMSG_SPACE(expected * array.array("i").itemsize)
         try:
             packet, ancillary, _, _ = self._sock.recvmsg(MAX_PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
@@ -156,9 +168,12 @@ class Zygote:
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(data)
-        (channel,) = descriptors
         try:
-            self._launch(request, channel)
+            if len(descriptors) != expected:
+                raise OSError(errno.EBADMSG, f"{len(descriptors)} descriptors came instead of {expected}")
+            channel, *tasks = descriptors
+            cgroup = None if self._unified is None else tasks.pop()
+            self._launch(request, channel, tasks, cgroup)
         except OSError as error:
             text = error.strerror or str(error)
             self._say(
@@ -171,22 +186,15 @@ class Zygote:
                 }
             )
         finally:
-            os.close(channel)
+            for descriptor in descriptors:
+                os.close(descriptor)
         return True
 
-    def _launch(self, request: dict[str, Any], channel: int) -> None:
+    def _launch(
+        self, request: dict[str, Any], channel: int, tasks: Sequence[int], cgroup: int | None
+    ) -> None:
         policy = Policy.from_json(request["policy"])
         with ExitStack() as stack:
-
-            def opened(path: str, flags: int, directory: int) -> int:
-                descriptor = os.open(path, flags | os.O_CLOEXEC, dir_fd=directory)
-                stack.callback(os.close, descriptor)
-                return descriptor
-
-            leaf = request["cgroup_path"] + "/self"
-            tasks = [opened(f"{leaf}/tasks", os.O_WRONLY, directory) for directory in self._legacy]
-            unified = self._unified
-            cgroup = None if unified is None else opened(leaf, os.O_RDONLY | os.O_DIRECTORY, unified)
             sync_read, sync_write = os.pipe2(os.O_CLOEXEC)
             stack.callback(os.close, sync_read)
             stack.callback(os.close, sync_write)
@@ -200,7 +208,7 @@ class Zygote:
             )
             if len(sys._current_frames()) != 1:  # noqa: SLF001 -- the documented way to count threads
                 raise OSError(errno.EBUSY, "the zygote has threads and must not fork")
-            self._networks.enter_fresh(loopback=policy.loopback)
+            self._networks.enter_fresh(loopback=policy.inet)
             pid, pidfd = syscalls.clone3(NAMESPACES, signal.SIGCHLD, cgroup)
             if pid == 0:
                 # Else our own copy would keep the pipe open if the zygote died here.
@@ -217,8 +225,7 @@ class Zygote:
             stack.callback(os.close, pidfd)
             self._launches[pid] = request["launch_id"]
             try:
-                # In rootless mode this is uid 0 of our own user namespace: the user.
-                outside = 0 if self._rootless else request["uid"]
+                outside = self._outside(request["uid"])
                 _write(f"{template.HOST_PROC}/{pid}/setgroups", "deny")
                 _write(f"{template.HOST_PROC}/{pid}/uid_map", f"{WORKER_UID} {outside} 1")
                 _write(f"{template.HOST_PROC}/{pid}/gid_map", f"{WORKER_UID} {outside} 1")
@@ -230,6 +237,13 @@ class Zygote:
                 raise
             os.write(sync_write, b"1")
             self._say({"event": "started", "launch_id": request["launch_id"], "pid": pid}, pidfd)
+
+    def _outside(self, uid: int) -> int:
+        """Return the worker's uid, and gid, as our own user namespace calls it."""
+        if not self._rootless:
+            return uid
+        # 0 is the user; what is subordinate to the user begins at 1.
+        return 0 if self._setup.first_uid is None else uid - self._setup.first_uid + 1
 
     def _reap(self) -> None:
         while True:
@@ -342,6 +356,7 @@ def main() -> None:
         legacy=tuple(values["legacy"]),
         filters=_filters(values["filters"]),
         inet_filters=_filters(values["inet_filters"]),
+        first_uid=values["first_uid"],
     )
     try:
         zygote = Zygote(sock, setup)

@@ -13,15 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hayflick_sandbox import messages, seccomp
+from hayflick_sandbox import messages, seccomp, subordinate
 from hayflick_sandbox.cgroups import Tree
-from hayflick_sandbox.messages import SetEnvironment
+from hayflick_sandbox.identities import UidRange
+from hayflick_sandbox.messages import Introduce
 from hayflick_sandbox.policy import Policy
 
 START_SECONDS = 30.0
 END_SECONDS = 15.0
 MAX_PACKET_BYTES = 128 * 1024
 COMMAND = (sys.executable, "-I", "-m", "hayflick_sandbox.zygote")
+NOBODY = "worker"  # the host name in what the zygote is told
 PRELOAD = ("cloudpickle", "replication._inside")
 
 
@@ -66,15 +68,17 @@ Event = Started | LaunchFailed | Exited
 class Zygote:
     """A running zygote."""
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, tree: Tree) -> None:
         self.process = process
         self.socket = sock
+        self._tree = tree
 
     @classmethod
     def start(
         cls,
         *,
         tree: Tree,
+        uids: UidRange | None = None,
         degraded: Sequence[str] = (),
         preload: Sequence[str] = PRELOAD,
         readable: Sequence[str] = (),
@@ -83,6 +87,8 @@ class Zygote:
 
         Args:
             tree: The node's cgroups, which the zygote removes when it ends.
+            uids: What workers' uids are leased from. An ordinary user's subordinate
+                ids are mapped into the zygote's user namespace; all else needs nothing.
             degraded: Layers that this machine lacks and the operator let go.
             preload: Modules to import before any fork; they cost every worker nothing.
             readable: Further host paths that every worker may read.
@@ -101,7 +107,7 @@ class Zygote:
                 # A terminal's Ctrl-C must reach the orchestrator, which then ends us in order.
                 start_new_session=True,
             )
-        zygote = cls(process, ours)
+        zygote = cls(process, ours, tree)
         unified = [str(tree.roots[one.root]) for one in tree.hierarchies if one.version == 2]
         setup = {
             "preload": list(preload),
@@ -112,10 +118,11 @@ class Zygote:
             # Compiled here, so that the compiler is not in the zygote's memory.
             "filters": [seccomp.compile_filter(inet=False, listener=False).hex()],
             "inet_filters": [seccomp.compile_filter(inet=True, listener=False).hex()],
+            "first_uid": None if uids is None or uids.grant is None else uids.first,
         }
         try:
             ours.send(json.dumps(setup).encode())
-            zygote._await_ready()
+            zygote._await_ready(uids)
         except BaseException:
             zygote.close()
             zygote.wait_closed()
@@ -123,15 +130,27 @@ class Zygote:
         ours.setblocking(False)
         return zygote
 
-    def _await_ready(self) -> None:
+    def _await_ready(self, uids: UidRange | None) -> None:
+        event = self._hear_start()
+        if event.get("event") == "map" and uids is not None and uids.grant is not None:
+            own = subordinate.Ids(uids.first, uids.count)
+            try:
+                subordinate.write_maps(self.process.pid, uids.grant, own, uids.gids or own)
+            except subordinate.MapFailed as error:
+                raise ZygoteDied(f"the zygote could not start: {error}") from None
+            self.socket.send(b"mapped")
+            event = self._hear_start()
+        if event.get("event") != "ready":
+            raise ZygoteDied(f"the zygote could not start: {event['message']}")
+
+    def _hear_start(self) -> dict[str, Any]:
         if not readable(self.socket, START_SECONDS):
             raise ZygoteDied(f"the zygote did not start within {START_SECONDS:.0f} s")
         packet = self.socket.recv(MAX_PACKET_BYTES)
-        event = (
-            json.loads(packet) if packet else {"message": "it ended while starting; see its standard error"}
-        )
-        if event.get("event") != "ready":
-            raise ZygoteDied(f"the zygote could not start: {event['message']}")
+        if not packet:
+            return {"message": "it ended while starting; see its standard error"}
+        event: dict[str, Any] = json.loads(packet)
+        return event
 
     def launch(
         self, launch_id: str, policy: Policy, cgroup_path: str, uid: int, *, beat_seconds: float = 1.0
@@ -144,27 +163,28 @@ class Zygote:
         Raises:
             ZygoteDied: there is nobody to ask.
             BlockingIOError: too many requests wait; read events, then try again.
+            OSError: there are no such cgroups.
             ValueError: the request is larger than a packet.
         """
-        # The zygote's memory is in every worker's, so what one worker alone may
-        # know goes past it, on the channel that only that worker's init reads.
-        environment = dict(policy.environment)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        # The zygote's memory is in every worker's. So what one worker alone may
+        # know goes past it, on the channel that only that worker's init reads, and
+        # its cgroups, which have its lineage in their names, go as descriptors.
+        own = messages.encode(Introduce(policy.hostname, dict(policy.environment)))
         request = {
             "launch_id": launch_id,
-            "policy": dataclasses.replace(policy, environment={}).to_json(),
-            "cgroup_path": cgroup_path,
+            "policy": dataclasses.replace(policy, environment={}, hostname=NOBODY).to_json(),
             "uid": uid,
             "beat_seconds": beat_seconds,
         }
+        packet = json.dumps(request).encode()
+        if len(packet) > MAX_PACKET_BYTES:
+            raise ValueError(f"a launch request of {len(packet)} bytes is over {MAX_PACKET_BYTES}")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         with theirs:
             try:
-                packet = json.dumps(request).encode()
-                if len(packet) > MAX_PACKET_BYTES:
-                    raise ValueError(f"a launch request of {len(packet)} bytes is over {MAX_PACKET_BYTES}")
-                if environment:
-                    ours.send(messages.encode(SetEnvironment(environment)))
-                socket.send_fds(self.socket, [packet], [theirs.fileno()])
+                ours.send(own)
+                with self._tree.leaves(cgroup_path) as leaves:
+                    socket.send_fds(self.socket, [packet], [theirs.fileno(), *leaves])
             except ConnectionError:
                 ours.close()
                 raise ZygoteDied("the zygote is gone") from None

@@ -8,6 +8,7 @@ from hayflick.v1 import resources_pb2
 from hayflick_controller.model import MAX_EXACT_INTEGER, NetworkPolicy, Resources
 from hayflick_controller.parse_values import length_us, within
 from hayflick_rpc.errors import invalid_field
+from hayflick_rpc.hosts import HostError, rule
 
 MIN_CPU_MILLIS = 10
 MAX_CPU_MILLIS = 1_024_000
@@ -74,6 +75,10 @@ def network(field: str, wire: resources_pb2.NetworkPolicy) -> NetworkPolicy:
                 f"{field}.allowed_hosts[{index}]",
                 'must be "name", "name:port" or "*.name:port", in lower case',
             )
+        try:
+            rule(host)
+        except HostError as error:
+            raise invalid_field(f"{field}.allowed_hosts[{index}]", str(error)) from error
     if len(set(wire.allowed_hosts)) < len(wire.allowed_hosts):
         raise invalid_field(f"{field}.allowed_hosts", "must differ from one another")
     within(f"{field}.egress_limit_bytes", wire.egress_limit_bytes, 0, MAX_EXACT_INTEGER)

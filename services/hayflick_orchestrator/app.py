@@ -16,6 +16,9 @@ from hayflick.v1.resources_pb2 import Worker as WorkerMessage
 from hayflick_orchestrator.calls import WorkerCalls
 from hayflick_orchestrator.controller_client import ControllerClient, Session
 from hayflick_orchestrator.controller_link import ControllerLink
+from hayflick_orchestrator.egress_client import Egress
+from hayflick_orchestrator.evidence.desk import EvidenceDesk
+from hayflick_orchestrator.evidence.store import Store
 from hayflick_orchestrator.host import Host
 from hayflick_orchestrator.launcher import Launcher
 from hayflick_orchestrator.lifecycle import Ask
@@ -71,6 +74,7 @@ class Orchestrator:
         source = f"orchestrator/{config.node_id}/{secrets.token_hex(8)}"
         self._audit = AuditClient(config.logger, source)
         self._records = Records(self._audit)
+        self._egress = Egress(self._records, uids.lease if os.geteuid() == 0 else lambda: None)
         self._host = Host(
             zygote,
             tree,
@@ -120,6 +124,13 @@ class Orchestrator:
         )
         tasks.dispatch_for = calls.dispatch_for
         self._worker_service = WorkerGate(config.listen, calls)
+        self._evidence = EvidenceDesk(
+            Store(config.data_dir / "evidence", config.evidence_total_bytes),
+            self._host.members,
+            self._records,
+            node_id=config.node_id,
+        )
+        self._supervisor.quarantines.on_frozen = self._evidence.frozen
         self._servicer = OrchestratorServicer(
             config,
             self._population,
@@ -127,6 +138,7 @@ class Orchestrator:
             self._launcher,
             tasks,
             transfers=Transfers(self._supervisor, self._records),
+            evidence=self._evidence,
             layers=layers,
             on_launch=self._link.nudge,
         )
@@ -160,6 +172,8 @@ class Orchestrator:
         """Answer what its sandbox opened; called when it is ready, before anybody hears of it."""
         if (listener := worker.sandbox.descriptors.pop("worker_service", None)) is not None:
             worker.doors["worker_service"] = self._worker_service.open(worker, listener)
+        if (listener := worker.sandbox.descriptors.pop("proxy", None)) is not None:
+            worker.doors["proxy"] = self._egress.open(worker, listener)
 
     def _duty_ended(self, duty: asyncio.Task[None]) -> None:
         if not duty.cancelled() and (error := duty.exception()) is not None:
@@ -197,6 +211,8 @@ class Orchestrator:
             duty.cancel()
         await asyncio.gather(*self._duties, return_exceptions=True)
         await self._worker_service.stop()
+        await self._evidence.close()
+        await self._egress.stop()
         await self._host.close()
         await self._audit.close(FAREWELL_SECONDS)
         await self._channel.close()

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_orchestrator.sandboxes import Sandbox, SandboxError
 from hayflick_rpc.errors import HayflickError
+from hayflick_sandbox.bounds import HeldByKernel
 from hayflick_sandbox.identities import IdentitiesExhausted, UidRange
 from hayflick_sandbox.zygote_client import Exited, LaunchFailed, Started, Zygote, ZygoteDied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from hayflick_sandbox.bounds import Bounds
     from hayflick_sandbox.cgroups import Tree, Usage
     from hayflick_sandbox.policy import Policy
     from hayflick_sandbox.probe import Layer
@@ -131,6 +133,7 @@ class Host:
         cgroup_path: str,
         policy: Policy,
         *,
+        bounds: Bounds | None = None,
         ready_timeout_seconds: float,
         still_wanted: Callable[[], None] = lambda: None,
     ) -> Sandbox:
@@ -141,12 +144,14 @@ class Host:
         Args:
             cgroup_path: Where its processes will be.
             policy: Its confinement.
+            bounds: What the kernel holds its contract and its family to; ``None`` for what is no worker.
             ready_timeout_seconds: How long building it may take.
             still_wanted: Asked just before anything is made; raises when not.
 
         Raises:
-            HayflickError: LIMIT_NOT_ENFORCEABLE; NODE_FULL without a free host user id; SANDBOX_FAILED,
-                naming the step, when it could not be built.
+            HayflickError: LIMIT_NOT_ENFORCEABLE; NODE_FULL without a free host user id;
+                HELD_BY_KERNEL when the contract's control group is full; SANDBOX_FAILED, naming
+                the step, when it could not be built.
         """
         async with self._gate:
             self.require_enforceable()
@@ -159,7 +164,7 @@ class Host:
                 ) from error
             sandbox: Sandbox | None = None
             try:
-                self._tree.add(cgroup_path, policy.limits)
+                self._tree.add(cgroup_path, policy.limits, bounds)
                 launch_id = secrets.token_hex(8)
                 channel = self._zygote.launch(launch_id, policy, cgroup_path, uid)
                 sandbox = Sandbox(launch_id, cgroup_path, uid, channel)
@@ -171,6 +176,8 @@ class Host:
                 await _finish(self._abandon(sandbox, cgroup_path, uid))
                 if isinstance(error, TimeoutError):
                     error = SandboxError("ready", 0, f"not ready within {ready_timeout_seconds} s")
+                if isinstance(error, HeldByKernel):
+                    raise _held(error) from error
                 if isinstance(error, SandboxError | ZygoteDied | OSError):
                     raise _failed(error) from error
                 raise
@@ -258,6 +265,14 @@ class Host:
             return [(self._tree.usage(path), self._tree.oom_kills(path)) for path in paths]
 
         return await self._loop.run_in_executor(self._sweeper, read)
+
+    def members(self, cgroup_path: str) -> list[int]:
+        """Return the host pids of the processes at *cgroup_path*, descendants' not among them.
+
+        Raises:
+            OSError: there is no such place any more.
+        """
+        return self._tree.members(cgroup_path)
 
     def oom_kills(self, sandbox: Sandbox) -> int:
         """Return how many processes of *sandbox* the kernel killed for want of memory."""
@@ -351,6 +366,14 @@ class Host:
 
 def _within(path: str, top: str) -> bool:
     return path == top or path.startswith(top + "/")
+
+
+def _held(error: HeldByKernel) -> HayflickError:
+    return HayflickError(
+        ErrorReason.ERROR_REASON_HELD_BY_KERNEL,
+        f"the kernel refused the worker a place: {error}",
+        metadata={"limit": error.limit},
+    )
 
 
 def _failed(error: SandboxError | ZygoteDied | OSError) -> HayflickError:

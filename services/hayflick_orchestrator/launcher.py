@@ -16,7 +16,7 @@ from hayflick.v1.resources_pb2 import EndReason, Exit, Manifest
 from hayflick.v1.resources_pb2 import Worker as WorkerMessage
 from hayflick_orchestrator.controller_client import Registration
 from hayflick_orchestrator.lifecycle import Ask
-from hayflick_orchestrator.requests import check_manifest, policy_of
+from hayflick_orchestrator.requests import bounds_of, check_manifest, policy_of
 from hayflick_orchestrator.workers import Birth, Worker, quarantined
 from hayflick_rpc import wire
 from hayflick_rpc.errors import HayflickError
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 # How long an answer that says no waits for the slot to be given back; giving
 # it back goes on afterwards until the controller took it.
 GIVE_BACK_SECONDS = 5.0
+
+# What this node refuses although the controller allowed it, as the audit log names it.
+_CONTAINED = {ErrorReason.ERROR_REASON_HELD_BY_KERNEL: "deny_held_by_kernel"}
 
 log = logging.getLogger(__name__)
 
@@ -152,11 +155,14 @@ class Launcher:
             sandbox = await self._host.launch(
                 birth.cgroup_path,
                 policy,
+                bounds=bounds_of(terms),
                 ready_timeout_seconds=self._ready_timeout_seconds,
                 still_wanted=birth.check,
             )
-        except HayflickError:
+        except HayflickError as refusal:
             self._host.forget_contract(record.contract_id)
+            if refusal.reason in _CONTAINED:
+                self._records.birth_refused(record, _CONTAINED[refusal.reason], refusal.metadata)
             birth.check()  # killed on order: say so, rather than that building failed
             raise
         # From here on nothing is awaited until the worker is adopted, so no
@@ -189,7 +195,7 @@ class Launcher:
             )
         if parent.held:  # since the controller was asked
             raise quarantined(record.parent_id)
-        return f"{parent.cgroup_path}/children/{record.worker_id}"
+        return f"{parent.cgroup_path}/{record.worker_id}"
 
     async def _give_back(self, birth: Birth, error: BaseException) -> None:
         work = self._supervisor.spawn(

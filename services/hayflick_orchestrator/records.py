@@ -58,6 +58,10 @@ class Records:
             details["degraded_layers"] = list(worker.degraded_layers)
         await self._audit.record(_event("worker_started", worker, details), RECORD_TIMEOUT_SECONDS)
 
+    def birth_refused(self, worker: Worker, decision: str, details: Mapping[str, Any]) -> None:
+        """Note that this node did not carry out a birth that the controller had allowed."""
+        self._note(_event("audit", worker, {"decision": decision, "node_id": worker.node_id, **details}))
+
     def heartbeat(self, worker: Worker) -> None:
         """Note that *worker* was heard."""
         self._note(_event("heartbeat", worker, {"node_id": worker.node_id}))
@@ -90,6 +94,22 @@ class Records:
     def file(self, name: str, worker: Worker, *, path: str, size_bytes: int, sha256: str) -> None:
         """Note that a file went into or out of *worker*; never what is in it."""
         self._note(_event(name, worker, {"path": path, "size_bytes": size_bytes, "sha256": sha256}))
+
+    async def evidence_captured(self, worker: Worker, details: Mapping[str, Any]) -> None:
+        """Record durably that a bundle is kept, so that whoever reads it finds its hash on record."""
+        try:
+            await self._audit.record(_event("evidence_captured", worker, details), RECORD_TIMEOUT_SECONDS)
+        except HayflickError as error:
+            # Queued all the same, unless there was no room for it.
+            log.warning("the evidence of %s is not on record yet: %s", worker.worker_id, error)
+
+    def evidence_failed(self, worker: Worker, details: Mapping[str, Any]) -> None:
+        """Note that evidence could not be captured, and why."""
+        self._note(_event("evidence_failed", worker, details))
+
+    def egress(self, worker: Worker, details: Mapping[str, Any]) -> None:
+        """Note a connection of *worker* through the proxy, or one that it was refused."""
+        self._note(_event("egress", worker, {"node_id": worker.node_id, **details}))
 
     def node(self, name: str, node_id: str, details: Mapping[str, Any]) -> None:
         """Note something about the node itself."""

@@ -13,12 +13,15 @@ from hayflick.v1.resources_pb2 import EndReason, Manifest, NetworkPolicy, Resour
 from hayflick_orchestrator.lifecycle import Ask
 from hayflick_rpc import wire
 from hayflick_rpc.errors import HayflickError, invalid_field
-from hayflick_sandbox.doors import WORKER_SERVICE_PATH
+from hayflick_rpc.hosts import HostError, rules
+from hayflick_sandbox.bounds import Bounds
+from hayflick_sandbox.doors import PROXY_ADDRESS, WORKER_SERVICE_PATH
 from hayflick_sandbox.policy import Limits, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from hayflick.v1.controller_pb2 import ContractTerms
     from hayflick.v1.orchestrator_pb2 import StopWorkerRequest, Task
 
 PYTHON_VERSION = ".".join(platform.python_version_tuple()[:2])
@@ -89,7 +92,7 @@ def policy_of(resources: Resources, worker_id: str) -> Policy:
 
     Raises:
         HayflickError: INVALID_FIELD for a limit out of range;
-            LIMIT_NOT_ENFORCEABLE when anything outside is asked for.
+            LIMIT_NOT_ENFORCEABLE when the outside network is asked for.
     """
     if resources.network.allow_external:
         raise HayflickError(
@@ -98,12 +101,11 @@ def policy_of(resources: Resources, worker_id: str) -> Policy:
             "because it could not hold it to a policy",
             metadata={"layer": "network", "remedy": "leave allow_external unset"},
         )
-    if resources.network.allowed_hosts:
-        raise HayflickError(
-            ErrorReason.ERROR_REASON_LIMIT_NOT_ENFORCEABLE,
-            "resources.network.allowed_hosts: this node has no proxy that would hold a worker to them",
-            metadata={"layer": "network", "remedy": "leave allowed_hosts empty"},
-        )
+    network = resources.network
+    try:
+        rules(network.allowed_hosts)
+    except HostError as error:
+        raise invalid_field("manifest.resources.network.allowed_hosts", str(error)) from error
     given: dict[str, int] = {
         "memory_bytes": resources.memory_limit_bytes,
         "cpu_millis": resources.cpu_millis,
@@ -122,10 +124,11 @@ def policy_of(resources: Resources, worker_id: str) -> Policy:
     try:
         return Policy(
             limits=Limits(**given),
-            loopback=resources.network.allow_loopback,
-            worker_service=resources.network.allow_controller,
+            loopback=network.allow_loopback,
+            worker_service=network.allow_controller,
+            proxy=bool(network.allowed_hosts),
             hostname=f"worker-{worker_id}"[:63],
-            environment=_environment(resources.network),
+            environment=_environment(network),
         )
     except ValueError as error:
         name, _, message = str(error).partition(": ")
@@ -134,7 +137,35 @@ def policy_of(resources: Resources, worker_id: str) -> Policy:
 
 def _environment(network: NetworkPolicy) -> dict[str, str]:
     """Return the variables that tell a worker's programs where its doors are."""
-    return {"HAYFLICK_WORKER": f"unix://{WORKER_SERVICE_PATH}"} if network.allow_controller else {}
+    variables = {}
+    if network.allow_controller:
+        variables["HAYFLICK_WORKER"] = f"unix://{WORKER_SERVICE_PATH}"
+    if network.allowed_hosts:
+        address = "http://{}:{}".format(*PROXY_ADDRESS)
+        # Its own loopback needs no proxy; where it has none, a listed address of the host's may.
+        direct = "localhost,127.0.0.1,::1" if network.allow_loopback else ""
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            variables[name] = variables[name.upper()] = address
+        variables["no_proxy"] = variables["NO_PROXY"] = direct
+    return variables
+
+
+def bounds_of(terms: ContractTerms) -> Bounds:
+    """Return what the kernel holds a contract and its families to.
+
+    Raises:
+        HayflickError: INVALID_FIELD without a population: what is not bounded is not run.
+    """
+    if not terms.max_replicas:
+        raise invalid_field("terms.max_replicas", "is required: the controller did not say what it allows")
+    budget = terms.family_budget
+    return Bounds(
+        max_replicas=terms.max_replicas,
+        max_depth=terms.max_depth,
+        family_memory_bytes=budget.memory_limit_bytes,
+        family_cpu_millis=budget.cpu_millis,
+        family_pids=budget.pids_limit,
+    )
 
 
 def task_spec(task: Task, info: Mapping[str, object]) -> TaskSpec:

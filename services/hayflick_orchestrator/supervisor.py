@@ -40,7 +40,7 @@ from hayflick_orchestrator.workers import Birth, Worker, exit_message, final_usa
 from hayflick_rpc import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Iterable
+    from collections.abc import Coroutine, Iterable
 
     from hayflick_orchestrator.controller_client import ControllerClient
     from hayflick_orchestrator.host import Host
@@ -386,10 +386,11 @@ class Supervisor:
         read = await self._host.usage(sandbox)
         worker.usage = final_usage(read, worker.usage, death.cpu_seconds, death.max_rss_bytes)
         self._records.usage(worker.record, worker.usage)
-        work: list[Awaitable[None]] = [self._host.clear(sandbox)]
+        # Before the slot is given back: the kernel counts control groups, and would
+        # refuse whoever gets the slot next.
+        await self._host.clear(sandbox)
         if not worker.told_by_result:
-            work.append(self._controller.deregister(worker.worker_id, exit_, worker.usage))
-        await asyncio.gather(*work)
+            await self._controller.deregister(worker.worker_id, exit_, worker.usage)
         self._apply(worker, Finished())
         message = worker.message()
         # A snapshot may be a megabyte, and the dead are many.

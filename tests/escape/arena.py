@@ -281,6 +281,23 @@ class Arena:
         )
         self.stack.orchestrator.StopWorker(request, timeout=deadline_seconds)
 
+    def put(self, worker: Worker, path: str, data: bytes) -> None:
+        """Write a file into a worker's workspace."""
+        self.stack.orchestrator.PutFile(
+            iter(
+                (
+                    opb.PutFileRequest(header=opb.PutFileHeader(worker_id=worker.worker_id, path=path)),
+                    opb.PutFileRequest(data=data),
+                    opb.PutFileRequest(summary=opb.FileSummary(size_bytes=len(data))),
+                )
+            )
+        )
+
+    def get(self, worker: Worker, path: str) -> bytes:
+        """Read a file from a worker's workspace."""
+        request = opb.GetFileRequest(worker_id=worker.worker_id, path=path)
+        return b"".join(one.data for one in self.stack.orchestrator.GetFile(request))
+
     # Processes of ours on the host, by the name that their worker gave them
 
     def nonce(self) -> str:

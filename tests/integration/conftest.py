@@ -32,14 +32,22 @@ from hayflick.v1 import (
 )
 from hayflick.v1 import orchestrator_pb2 as opb
 from hayflick.v1.resources_pb2 import Contract, EndReason, Manifest, NetworkPolicy, Resources, Worker
+from hayflick_sandbox import delegation
+from hayflick_sandbox.cgroups import hierarchies, places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 MIB = 1024 * 1024
 START_SECONDS = 30.0
-CGROUPS = Path("/sys/fs/cgroup")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def groups(pattern: str) -> list[Path]:
+    """Return what is at *pattern* below ``hayflick/`` in every hierarchy that nodes here may use."""
+    own = delegation.own_paths(Path("/proc/self/cgroup").read_text())
+    tops = [one.root for mounted in hierarchies() for one in places(mounted, own)]
+    return [path for top in tops for path in top.glob(f"hayflick/{pattern}")]
 
 
 def request_id() -> str:
@@ -54,13 +62,18 @@ def duration(seconds: float) -> Duration:
 
 def reason_of(error: grpc.RpcError) -> str:
     """Return the stable reason that *error* carries."""
+    return info_of(error).reason
+
+
+def info_of(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
+    """Return the stable reason that *error* carries, with its metadata."""
     assert isinstance(error, grpc.Call)
     status = rpc_status.from_call(error)
     assert status is not None, error
     info = error_details_pb2.ErrorInfo()
     for detail in status.details:
         if detail.Unpack(info):
-            return info.reason
+            return info
     raise AssertionError(f"no reason in {error}")
 
 
@@ -240,9 +253,9 @@ class Stack:
 
     def left_behind(self) -> list[str]:
         """Return what a stack that ended should not have left: control groups, processes, sockets."""
-        groups = [str(path) for path in CGROUPS.glob(f"*/hayflick/{self.node_id}")]
-        groups += [str(path) for path in CGROUPS.glob(f"hayflick/{self.node_id}")]
-        return groups + [str(path) for path in self.directory.glob("*.sock")]
+        return [str(path) for path in groups(self.node_id)] + [
+            str(path) for path in self.directory.glob("*.sock")
+        ]
 
     # What tests do all the time
 
@@ -321,6 +334,17 @@ class Stack:
         request = logger_pb2.ListEventsRequest(filter=logger_pb2.EventFilter(worker_id=worker_id))
         return [recorded.event.event for recorded in self.logger.ListEvents(request).events]
 
+    def recorded(self, worker_id: str, decision: str) -> dict[str, Any]:
+        """Return the details of a decision about a worker, once it is on record."""
+
+        def found() -> dict[str, Any] | None:
+            request = logger_pb2.ListEventsRequest(filter=logger_pb2.EventFilter(worker_id=worker_id))
+            events = [recorded.event for recorded in self.logger.ListEvents(request).events]
+            details = [dict(event.details) for event in events]
+            return next((one for one in details if one.get("decision") == decision), None)
+
+        return dict(until(found))
+
     def sandboxes(self) -> dict[str, opb.Sandbox]:
         """Return the sandboxes that live, by worker."""
         listed = self.orchestrator.ListSandboxes(opb.ListSandboxesRequest(page_size=1_000)).sandboxes
@@ -328,11 +352,13 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running_stack(*, node_prefix: Sequence[str] = (), **settings: Mapping[str, str]) -> Iterator[Stack]:
+def running_stack(
+    kind: type[Stack] | None = None, *, node_prefix: Sequence[str] = (), **settings: Mapping[str, str]
+) -> Iterator[Stack]:
     """Run a stack in a directory of its own; *node_prefix* is a command that runs its orchestrator."""
     # Not pytest's tmp_path: a socket's path has at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="hayflick-") as directory:
-        stack = Stack(Path(directory), node_prefix=node_prefix, **settings)
+        stack = (kind or Stack)(Path(directory), node_prefix=node_prefix, **settings)
         try:
             yield stack
         finally:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import TYPE_CHECKING
 
 from ..table import Row
 from ..tools import Facts, Verdict, attempt, in_child, opened, summary, syscall, verdict
+
+if TYPE_CHECKING:
+    from ..arena import Arena
 
 MIB = 1024 * 1024
 DEVICES = ["fd", "full", "null", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"]
@@ -162,7 +166,47 @@ def write_what_started_it(facts: Facts) -> Verdict:
     return verdict(held, f"cwd {where}; exe of init {link}; {summary(writes)}")
 
 
+def plant_links(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Have files collected by links and pipes that lead elsewhere, and a file put through them."""
+    import grpc
+
+    from ...integration.conftest import reason_of
+
+    worker = arena.launch(words)
+    script = """
+        ln -s /etc/passwd link; ln -s /etc dir; ln -s /proc/self/root magic; ln -s / root; ln -s /tmp out
+        mkfifo pipe; ln -s loop loop; mkdir real; ln -s ../dir real/dir
+    """
+    assert arena.shell(worker, script).outcome == "SUCCEEDED"
+    wanted = ("link", "dir/passwd", "magic/etc/passwd", "root/etc/passwd", "real/dir/passwd", "pipe", "loop")
+    above = ("../etc/passwd", "/etc/passwd", "real/../dir/passwd", "dir/../../etc/passwd")
+    tries = {}
+    for path in (*wanted, *above):
+        try:
+            arena.get(worker, path)
+            tries[f"get {path}"] = "ok"
+        except grpc.RpcError as error:
+            tries[f"get {path}"] = reason_of(error)
+    for path in ("link", "dir/new", "out/new", "root/tmp/new", "pipe", "../new"):
+        try:
+            arena.put(worker, path, b"planted")
+            tries[f"put {path}"] = "ok"
+        except grpc.RpcError as error:
+            tries[f"put {path}"] = reason_of(error)
+    held = set(tries.values()) <= {"FILE_REFUSED", "INVALID_FIELD", "FILE_UNKNOWN"}
+    return verdict(held, summary(tries))
+
+
 ROWS = [
+    Row(
+        16,
+        plant_links,
+        ("openat2 beneath the workspace, without links", "the sandbox's own mounts"),
+        ("follow-links",),
+        where="outside",
+        host=("files",),
+        limits_of_it="weakened, it reads the sandbox's own /etc: the collector is confined too",
+    ),
     Row(
         10,
         create_everywhere,

@@ -83,24 +83,74 @@ def reach_records(facts: Facts) -> Verdict:
     return verdict(set(tries.values()) == {"ENOENT"}, ", ".join(sorted(set(tries.values()))))
 
 
-def send_descriptors(facts: Facts) -> Verdict:
-    """Send the orchestrator descriptors that it did not ask for, and see whether it keeps them."""
-    import select
+def call_service(method: str, request: Facts, descriptors: tuple[int, ...] = ()) -> Facts:
+    """Call the worker's own service in frames, on the control stream of the task; return the answer."""
     import socket
 
     from hayflick_sandbox import frames
 
-    read_end, write_end = os.pipe()
-    call = {"type": "call", "id": 1, "method": "NoSuchMethod", "request": {}}
+    call = {"type": "call", "id": 1, "method": method, "request": request}
     with socket.socket(fileno=os.dup(3)) as control:
-        socket.send_fds(control, [frames.encode(call, b"")], [write_end] * 3)
+        socket.send_fds(control, [frames.encode(call, b"")], list(descriptors))
         answer = frames.read_frame(control)
-    os.close(write_end)
+    assert answer is not None, "the orchestrator hung up"
+    header: Facts = answer[0]
+    return header
+
+
+def kept(read_end: int) -> bool:
+    """Return whether somebody still holds the other end of a pipe."""
+    import select
+
     poller = select.poll()
     poller.register(read_end, select.POLLIN)
-    closed = bool(poller.poll(2_000))  # end of file once nobody holds the other end
-    kind = answer[0].get("reason", "?") if answer else "hung up"
-    return verdict(closed, f"{kind}; {'closed' if closed else 'kept'} by the orchestrator")
+    return not poller.poll(1_000)
+
+
+def send_descriptors(facts: Facts) -> Verdict:
+    """Send the orchestrator descriptors on the task's stream, and see whether it keeps them."""
+    read_end, write_end = os.pipe()
+    answer = call_service("NoSuchMethod", {}, (write_end,) * 3)
+    os.close(write_end)
+    held = not kept(read_end)
+    return verdict(held, f"{answer.get('reason')}; {'closed' if held else 'kept'} by the orchestrator")
+
+
+def send_descriptors_by_the_door(facts: Facts) -> Verdict:
+    """Send the orchestrator descriptors on the worker's own socket, and see whether it keeps them."""
+    import socket
+
+    read_end, write_end = os.pipe()
+    with socket.socket(socket.AF_UNIX) as door:
+        door.settimeout(5)
+        door.connect(os.environ["HAYFLICK_WORKER"].removeprefix("unix://"))
+        preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
+        socket.send_fds(door, [preface], [write_end] * 3)
+        os.close(write_end)
+        spoke = bool(door.recv(1))
+        held = not kept(read_end)
+    return verdict(held and spoke, f"{'closed' if held else 'kept'} by the orchestrator")
+
+
+def tell_oneself(facts: Facts) -> Verdict:
+    """Say who one is."""
+    worker = call_service("GetSelf", {})["response"]["worker"]
+    return verdict(True, "told") | {"worker_id": worker["workerId"]}
+
+
+def speak_as_a_sister(facts: Facts) -> Verdict:
+    """End a sister by her name, replicate in her name, and run a task in her."""
+    sister = facts["first"]["worker_id"]
+    tries = {
+        "end her": call_service("Shutdown", {"request_id": "escape", "worker_id": sister}),
+        "run in her": call_service(
+            "RunDescendantTask", {"worker_id": sister, "task": {"command": {"argv": ["true"]}}}
+        ),
+        "be her": call_service("GetSelf", {"worker_id": sister}),
+    }
+    answers = {name: str(answer.get("reason", answer["type"])) for name, answer in tries.items()}
+    refused = {"NOT_A_DESCENDANT", "INVALID_FIELD"}
+    return verdict(set(answers.values()) <= refused, ", ".join(f"{k}: {v}" for k, v in answers.items()))
 
 
 def hog_memory(arena: Arena, words: tuple[str, ...]) -> Verdict:
@@ -322,7 +372,24 @@ def signal_by_load(arena: Arena, words: tuple[str, ...]) -> Verdict:
 
 ALIVE_AFTER_INIT = ("host-pids", "no-tree-kill")
 
+LICENSED = {"network": {"allow_controller": True}}
+
 ROWS = [
+    Row(
+        50,
+        send_descriptors_by_the_door,
+        ("the orchestrator takes no descriptor",),
+        ("keep-sent-descriptors",),
+        resources=LICENSED,
+    ),
+    Row(
+        52,
+        speak_as_a_sister,
+        ("the orchestrator knows who calls by the channel",),
+        ("anybody-is-a-descendant",),
+        first=tell_oneself,
+        resources=LICENSED,
+    ),
     Row(50, send_descriptors, ("the orchestrator takes no descriptor",), ("keep-sent-descriptors",)),
     Row(53, hog_memory, ("memory control group",), ("loose-limits",), where="outside", needs=("memory",)),
     Row(

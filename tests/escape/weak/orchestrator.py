@@ -20,12 +20,10 @@ DIRECTORY = Path(sys.argv[1])
 ZYGOTE = Path(__file__).with_name("zygote.py")
 
 
-class Keeping(socket.socket):
-    """A socket that takes the descriptors that it is sent, and keeps them."""
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        """Receive, descriptors too."""
-        return self.recvmsg(size, socket.CMSG_SPACE(64), flags)[0]
+def keep(self: socket.socket, size: int, flags: int = 0) -> bytes:
+    """Receive, and take and keep the descriptors that come along."""
+    ancillary = socket.CMSG_SPACE(64) if "keep-sent-descriptors" in words() else 0
+    return self.recvmsg(size, ancillary, flags)[0]
 
 
 def words() -> frozenset[str]:
@@ -64,19 +62,20 @@ def weaken() -> None:
     def start(**options: Any) -> zygote_client.Zygote:
         zygote = real_start(**options)
         # Only now may anything be imported that imports gRPC.
-        from hayflick_orchestrator import control
+        from hayflick_orchestrator.calls import WorkerCalls
 
-        real_init = control.ControlStream.__init__
+        real_descendant = WorkerCalls._descendant
 
-        def keep(self: control.ControlStream, sock: socket.socket, *rest: Any) -> None:
-            if "keep-sent-descriptors" in words():
-                sock = Keeping(fileno=sock.detach())
-            real_init(self, sock, *rest)
+        def descendant(self: WorkerCalls, caller: Any, worker_id: str) -> Any:
+            if "anybody-is-a-descendant" in words():
+                return self._population.get(worker_id)
+            return real_descendant(self, caller, worker_id)
 
-        control.ControlStream.__init__ = keep  # type: ignore[method-assign]
+        WorkerCalls._descendant = descendant  # type: ignore[method-assign]
         return zygote
 
     zygote_client.Zygote.start = start  # type: ignore[method-assign,assignment]
+    socket.socket.recv = keep  # type: ignore[method-assign,assignment]
     cgroups.Tree.add = add  # type: ignore[method-assign]
     cgroups.Tree.kill = kill  # type: ignore[method-assign]
     signal.pidfd_send_signal = send

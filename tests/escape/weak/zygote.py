@@ -18,7 +18,18 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from hayflick_sandbox import init, mounts, networks, process, steps, syscalls, template, walls, zygote
+from hayflick_sandbox import (
+    init,
+    mounts,
+    networks,
+    process,
+    steps,
+    syscalls,
+    template,
+    transfer,
+    walls,
+    zygote,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,8 +202,8 @@ STANDS: dict[str, tuple[type, Callable[[Any], list[Any]]]] = {
 # What the other words change is beside the plan; the orchestrator's own come last.
 OTHERS = {
     *("canary-readable", "show-sys", "one-uid", "setgroups", "host-net", "metadata-on-lo", "shared-ipc"),
-    *("keep-descriptors", "inherit-environment", "same-luck", "threaded-launch"),
-    *("loose-limits", "no-tree-kill", "polite-kill", "keep-sent-descriptors"),
+    *("keep-descriptors", "inherit-environment", "same-luck", "threaded-launch", "follow-links"),
+    *("loose-limits", "no-tree-kill", "polite-kill", "keep-sent-descriptors", "anybody-is-a-descendant"),
 }
 
 
@@ -221,6 +232,7 @@ class Weak:
         self._readable_paths, self._build = template.readable_paths, template.build
         self._enter_fresh, self._environment = networks.Networks.enter_fresh, zygote.environment
         self._close_range, self._namespaces = syscalls.close_range, zygote.NAMESPACES
+        self._beneath = transfer._BENEATH
         self._leave, self._obey = zygote.Zygote._leave, init.Init._obey
 
     def take_over(self) -> None:
@@ -272,6 +284,7 @@ class Weak:
         without |= syscalls.CLONE_NEWPID if "host-pids" in words else 0
         zygote.NAMESPACES = self._namespaces & ~without
         syscalls.close_range = self.close_all_but_one if "keep-descriptors" in words else self._close_range
+        transfer._BENEATH = 0 if "follow-links" in words else self._beneath
         if "threaded-launch" in words:
             in_a_thread(lambda: self._launch(server, request, *rest))
         else:

@@ -104,11 +104,24 @@ def test_the_outside_network_is_not_pretended() -> None:
         policy_of(resources, "b" * 16)
 
 
-def test_hosts_that_no_proxy_holds_a_worker_to_are_not_pretended() -> None:
-    """A worker that asks for some hosts is refused where nothing would keep it from the others."""
+def test_a_list_of_hosts_opens_the_proxys_door() -> None:
+    """A worker with a list gets the proxy and the variables that lead to it; one without gets neither."""
     network = NetworkPolicy(allowed_hosts=["pypi.org"])
-    with refused("LIMIT_NOT_ENFORCEABLE"):
-        policy_of(Resources(cpu_millis=1_000, memory_limit_bytes=64 * MIB, network=network), "b" * 16)
+    policy = policy_of(Resources(cpu_millis=10, memory_limit_bytes=16 * MIB, network=network), "a" * 16)
+    assert policy.proxy
+    assert not policy.loopback
+    assert policy.environment["https_proxy"] == policy.environment["HTTP_PROXY"] == "http://127.0.0.1:3128"
+    assert policy.environment["NO_PROXY"] == ""
+    plain = policy_of(Resources(cpu_millis=10, memory_limit_bytes=16 * MIB), "a" * 16)
+    assert not plain.proxy
+    assert not plain.environment
+
+
+def test_a_list_that_is_none_is_refused() -> None:
+    """What cannot be held to exactly is refused by its field."""
+    network = NetworkPolicy(allowed_hosts=["0x7f.1"])
+    with refused("INVALID_FIELD"):
+        policy_of(Resources(cpu_millis=10, memory_limit_bytes=16 * MIB, network=network), "a" * 16)
 
 
 def python(pickled: bytes = b"x", version: str = PYTHON_VERSION) -> Task:

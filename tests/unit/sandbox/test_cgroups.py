@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hayflick_sandbox import cgroups
+from hayflick_sandbox import bounds
 from hayflick_sandbox.cgroups import Hierarchy, Tree, hierarchies
 from hayflick_sandbox.policy import Limits
 
@@ -74,7 +74,7 @@ def test_a_mount_point_with_a_space() -> None:
 
 def settings(limits: Limits, version: int) -> dict[str, str]:
     """Return what is written for *limits* where all controllers are of *version*."""
-    return dict(cgroups._settings(limits, dict.fromkeys(("memory", "cpu", "pids"), version)))
+    return dict(bounds.settings(limits, dict.fromkeys(("memory", "cpu", "pids"), version)))
 
 
 LIMITS = Limits(memory_bytes=64 << 20, cpu_millis=250, pids=7)
@@ -104,7 +104,7 @@ def test_settings_of_version_2() -> None:
 
 def test_settings_where_nothing_is() -> None:
     """Where there is no controller nothing is written; probe has said so."""
-    assert list(cgroups._settings(LIMITS, {})) == []
+    assert list(bounds.settings(LIMITS, {})) == []
 
 
 @given(st.integers(10, 1_024_000), st.sampled_from([1, 2]))
@@ -113,7 +113,7 @@ def test_the_share_is_kept(millis: int, version: int) -> None:
     written = settings(Limits(cpu_millis=millis), version)
     quota = int(written["cpu.cfs_quota_us"] if version == 1 else written["cpu.max"].split()[0])
     assert quota >= 1_000
-    assert abs(quota / cgroups.CPU_PERIOD_MICROSECONDS - millis / 1_000) <= 1e-5
+    assert abs(quota / bounds.CPU_PERIOD_MICROSECONDS - millis / 1_000) <= 1e-5
 
 
 @pytest.fixture
@@ -132,15 +132,15 @@ def tree(tmp_path: Path) -> Tree:
 def test_one_path_in_every_hierarchy(tree: Tree) -> None:
     """A worker has the same path, with a leaf of its own, in every hierarchy."""
     tree.add("contract/root")
-    tree.add("contract/root/children/child")
+    tree.add("contract/root/child")
     for root in tree.roots.values():
         assert (root / "contract/root/self").is_dir()
-        assert (root / "contract/root/children/child/self").is_dir()
+        assert (root / "contract/root/child/self").is_dir()
 
 
 def test_removal_is_deep(tree: Tree) -> None:
     """Removing a worker removes its descendants' directories, and twice does no harm."""
-    tree.add("contract/root/children/child/children/grandchild")
+    tree.add("contract/root/child/grandchild")
     tree.remove("contract/root")
     tree.remove("contract/root")
     assert [list(root.rglob("*")) for root in tree.roots.values()] == [
@@ -161,7 +161,7 @@ def test_close_leaves_other_nodes(tree: Tree) -> None:
 
 def test_kill_is_one_write(tree: Tree) -> None:
     """Killing, freezing and thawing a family are one write each, at its top."""
-    tree.add("contract/root/children/child")
+    tree.add("contract/root/child")
     top = next(iter(tree.roots.values())) / "contract/root"
     for name in ("cgroup.kill", "cgroup.freeze"):
         (top / name).touch()

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hayflick_sandbox import messages
 from hayflick_sandbox.messages import (
     Beat,
+    Introduce,
     KillTask,
     ProtocolViolation,
     Ready,
     RunTask,
-    SetEnvironment,
     SetupFailed,
     TaskExited,
     TaskStarted,
@@ -35,7 +35,7 @@ from_init = st.one_of(
     st.builds(TaskExited, text, st.none() | whole, st.none() | whole, seconds, whole),
 )
 to_init = st.one_of(
-    st.builds(SetEnvironment, variables),
+    st.builds(Introduce, text, variables),
     st.builds(RunTask, text, st.just("call"), text),
     st.builds(
         RunTask, text, st.just("exec"), argv=st.lists(text, max_size=4).map(tuple), environment=variables
