@@ -1,7 +1,7 @@
 # One-line verbs. Each that needs the virtual environment makes it first, and
 # that is quick when nothing has changed. PYTHON=/path/to/python chooses another.
 .DEFAULT_GOAL := help
-.PHONY: help setup protos lint type test test-fast escape check demo bench clean
+.PHONY: help setup protos lint type test test-fast test-rootless escape check demo bench clean
 export PYTHON
 
 # Its scripts hold absolute paths, this one does not: the tree may lie anywhere.
@@ -9,7 +9,7 @@ VENV := .venv/bin
 ARGS ?=
 
 help:       ## Say what each verb does
-	@awk -F ':|## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$3 }' Makefile
+	@awk -F ':|## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$3 }' Makefile
 
 setup:      ## Make .venv with everything in it; install Debian packages when root and missing
 	@scripts/setup
@@ -31,6 +31,9 @@ test-fast: setup ## Run the tests that take moments
 
 escape: setup ## Attack every wall from inside, also with it taken away; print what each answered
 	@$(VENV)/python -m pytest tests/escape --escape-table -q $(ARGS)
+
+test-rootless: setup ## Run the tests as an ordinary user, whom root makes for the while; ARGS="--bare" with no grants
+	@scripts/test-rootless $(ARGS)
 
 check: lint type test ## Do all of the above
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import select
@@ -20,6 +21,50 @@ if TYPE_CHECKING:
 
 MARK = "HAYFLICK_TEST_SESSION"
 SETTLE_SECONDS = 5.0
+MISSING = pytest.StashKey[dict[str, str]]()
+
+
+def _missing_layers() -> dict[str, str]:
+    """Return the layers of the sandbox that this machine lacks for this user, and why."""
+    program = (
+        "import json, os\n"
+        "from hayflick_sandbox.cgroups import Tree\n"
+        "from hayflick_sandbox.probe import probe\n"
+        "tree = Tree.create(f'probe-{os.getpid()}')\n"
+        "try: found = probe(tree)\n"
+        "finally: tree.close()\n"
+        "print(json.dumps({layer.name: layer.detail for layer in found if not layer.enforced}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, timeout=60)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Find out what this machine lacks, and let exactly that go in all that the tests start."""
+    config.stash[MISSING] = missing = _missing_layers()
+    let_go = ",".join(name for name in missing if name not in ("kernel", "namespaces", "seccomp"))
+    if let_go:
+        os.environ.setdefault("HAYFLICK_ALLOW_DEGRADED", let_go)
+        os.environ.setdefault("HAYFLICK_ORCHESTRATOR_ALLOW_DEGRADED", let_go)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs root, or a layer that is missing here, and say so."""
+    missing = config.stash[MISSING]
+    for item in items:
+        if item.get_closest_marker("root") and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+        wanted = {name for marker in item.iter_markers("layers") for name in marker.args}
+        if lacking := sorted(wanted & missing.keys()):
+            reason = f"this machine lacks {', '.join(lacking)}: {missing[lacking[0]]}"
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def missing_layers(pytestconfig: pytest.Config) -> frozenset[str]:
+    """The layers of the sandbox that this machine lacks for this user; they are let go."""
+    return frozenset(pytestconfig.stash[MISSING])
 
 
 def _processes() -> Iterator[tuple[int, bytes]]:
@@ -67,17 +112,26 @@ def _is_pytest(pid: str) -> bool:
 
 
 def _named() -> set[str]:
-    """Return the mounts, sockets and cgroups whose names hold "hayflick"."""
+    """Return this user's mounts, sockets and cgroups whose names hold "hayflick"."""
     found = set()
     for kind, table in (("mount", "/proc/self/mountinfo"), ("socket", "/proc/net/unix")):
         column = 4 if kind == "mount" else -1
-        lines = Path(table).read_text().splitlines()
-        found |= {f"{kind} {line.split()[column]}" for line in lines if "hayflick" in line.split()[column]}
+        points = {line.split()[column] for line in Path(table).read_text().splitlines()}
+        found |= {f"{kind} {point}" for point in points if "hayflick" in point and _ours(point)}
     for directory, names, _ in os.walk("/sys/fs/cgroup"):
-        found |= {f"cgroup {directory}/{name}" for name in names if "hayflick" in name}
-        # What lies below one of ours is ours; what lies elsewhere may lie deep.
-        names[:] = [name for name in names if "hayflick" not in name]
+        named = [f"{directory}/{name}" for name in names if "hayflick" in name]
+        found |= {f"cgroup {name}" for name in named if _ours(name)}
     return found
+
+
+def _ours(path: str) -> bool:
+    """Return whether this user made *path*; another's runs on the same machine are not our concern."""
+    try:
+        return os.lstat(path).st_uid == os.geteuid()
+    except PermissionError:
+        return False
+    except OSError:
+        return True  # an abstract socket, or one that was removed while it listens
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,6 +9,8 @@ import sys
 
 from hayflick_sandbox import explain
 from hayflick_sandbox.cgroups import Tree
+from hayflick_sandbox.doctor import examine, grade
+from hayflick_sandbox.identities import IdentitiesExhausted
 from hayflick_sandbox.policy import MIB, Limits, Policy
 from hayflick_sandbox.probe import LimitNotEnforceable, probe, require
 from hayflick_sandbox.session import SandboxFailed, Session
@@ -20,6 +22,7 @@ EXIT_REFUSED = 125  # as env(1) and its kin: the command did not run
 def main(argv: list[str] | None = None) -> int:
     """Do what the arguments say; return the exit status."""
     arguments = _parser().parse_args(argv)
+    os.umask(0o022)  # else an ordinary user could not enter the cgroups that it makes
     allowed = [name for name in arguments.allow_degraded.split(",") if name]
     try:
         limits = Limits(
@@ -38,7 +41,10 @@ def main(argv: list[str] | None = None) -> int:
             _parser().error("a command is missing: python -m hayflick_sandbox -- CMD")
         with Session.open(allow_degraded=allowed) as session:
             result = session.run(command, policy, _copy)
-    except (LimitNotEnforceable, SandboxFailed, ZygoteDied, ValueError, OverflowError) as error:
+    except (
+        *(LimitNotEnforceable, SandboxFailed, ZygoteDied, IdentitiesExhausted),
+        *(ValueError, OverflowError, OSError),
+    ) as error:
         print(f"hayflick_sandbox: {error}", file=sys.stderr)
         return EXIT_REFUSED
     if result.oom_killed:
@@ -47,14 +53,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _examine(policy: Policy, allowed: list[str], *, doctor: bool) -> int:
+    if doctor:
+        layers = examine()
+        print("\n".join(explain.table(layers)))
+        print(explain.grades(*grade(layers)))
+        return 0 if all(layer.enforced for layer in layers) else 1
     tree = Tree.create(f"probe-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         layers = probe(tree)
     finally:
         tree.close()
-    if doctor:
-        print("\n".join(explain.table(layers)))
-        return 0 if all(layer.enforced for layer in layers) else 1
     degraded = frozenset(require(layers, allowed))
     for number, line in enumerate(explain.confinement(policy, degraded), 1):
         print(f"{number:>3}. {line}")

@@ -10,12 +10,14 @@ holds. Limits are written where the controller lives, v1 or v2.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from hayflick_sandbox import delegation
 from hayflick_sandbox.policy import Limits
 
 CPU_PERIOD_MICROSECONDS = 100_000
@@ -38,11 +40,19 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """One mounted cgroup hierarchy and the controllers that it has for us."""
+    """One mounted cgroup hierarchy and the controllers that it has for us.
+
+    Attributes:
+        root: Below which directory we work: the mount point, or a cgroup that was delegated to us.
+        version: 1 or 2.
+        controllers: Those of ours that it has.
+        mounted: What of the hierarchy is mounted; see proc_pid_mountinfo(5), field 4.
+    """
 
     root: Path
     version: int
     controllers: frozenset[str]
+    mounted: str = "/"
 
 
 def hierarchies(
@@ -59,16 +69,30 @@ def hierarchies(
     found: list[Hierarchy] = []
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
-        point = Path(before.split()[4].replace("\\040", " "))
+        mounted, point = (field.replace("\\040", " ") for field in before.split()[3:5])
         kind, _, options = after.split(maxsplit=2)
         if kind == "cgroup2":
-            names = frozenset(read(point / "cgroup.controllers").split())
-            found.insert(0, Hierarchy(point, 2, names & frozenset(CONTROLLERS)))
+            names = frozenset(read(Path(point, "cgroup.controllers")).split())
+            found.insert(0, Hierarchy(Path(point), 2, names & frozenset(CONTROLLERS), mounted))
         elif kind == "cgroup":
             ours = frozenset(options.split(",")) & frozenset(CONTROLLERS)
             if ours:
-                found.append(Hierarchy(point, 1, ours))
+                found.append(Hierarchy(Path(point), 1, ours, mounted))
     return found
+
+
+def places(one: Hierarchy, own: Mapping[str, str]) -> list[Hierarchy]:
+    """Return where in a hierarchy to work, best first: at its top, or in our own cgroup there.
+
+    Args:
+        one: The hierarchy, as it is mounted.
+        own: Our path in each hierarchy; see :func:`delegation.own_paths`.
+    """
+    controller = "" if one.version == 2 else min(one.controllers)
+    ours = delegation.own_directory(one.root, one.mounted, own.get(controller, ""))
+    if ours is None or ours == one.root:
+        return [one]
+    return [one, dataclasses.replace(one, root=ours)]
 
 
 class Tree:
@@ -86,17 +110,21 @@ class Tree:
         """Make this node's directory in every hierarchy that lets us.
 
         A hierarchy that does not is left out; :meth:`enforces` tells what is
-        missing, and whoever needs it refuses.
+        missing, and whoever needs it refuses. Where the top of a hierarchy is not
+        ours to write, our own cgroup may be.
         """
+        own = delegation.own_paths(Path("/proc/self/cgroup").read_text(encoding="utf-8"))
         used = []
-        for one in hierarchies():
-            directory = one.root / OWN / node
-            try:
-                _make(directory)
-                used.append(one if one.version == 1 else _delegate(one, directory))
-            except OSError:
-                with contextlib.suppress(OSError):
-                    _remove_tree(directory)
+        for mounted in hierarchies():
+            for one in places(mounted, own):
+                directory = one.root / OWN / node
+                try:
+                    _make(directory)
+                    used.append(one if one.version == 1 else _delegate(one, directory))
+                    break
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        _remove_own(one, directory)
         return cls(node, used)
 
     def enforces(self, what: str) -> bool:
@@ -220,6 +248,16 @@ class Tree:
             for directory, _, _ in os.walk(self.roots[one.root]):
                 yield from map(int, _read(Path(directory) / "cgroup.procs").split())
 
+    def members(self, path: str) -> list[int]:
+        """Return the host pids of the worker's own processes, its descendants' not among them.
+
+        Raises:
+            OSError: ENOENT when it has no cgroup any more.
+        """
+        for one in self.hierarchies[:1]:
+            return list(map(int, _read(self._directory(one, path) / LEAF / "cgroup.procs").split()))
+        return []
+
     def close(self) -> None:
         """Remove all of this node's cgroups, and the common parent when nobody needs it.
 
@@ -227,12 +265,7 @@ class Tree:
             OSError: EBUSY when a process still lives in one.
         """
         for one in self.hierarchies:
-            _remove_tree(self.roots[one.root])
-            try:
-                (one.root / OWN).rmdir()
-            except OSError as error:
-                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY, errno.ENOENT):
-                    raise
+            _remove_own(one, self.roots[one.root])
 
     def _order(self, path: str, file: str, value: str) -> bool:
         if self._unified is None:
@@ -294,11 +327,15 @@ def _make(directory: Path) -> None:
 def _delegate(one: Hierarchy, node: Path) -> Hierarchy:
     """Hand the controllers of a version 2 hierarchy down to *node*'s children; return what came through."""
     # Handing them to the top is the host's business: systemd has done so on most
-    # machines, and what is missing there the probe reports with its remedy.
+    # machines, and what is missing there the probe reports with its remedy. In a
+    # cgroup that was handed to us it is ours.
+    if delegation.is_handed(one.root):
+        with contextlib.suppress(OSError):
+            delegation.hand_down(one.root, one.controllers)
     through = one.controllers & set((node.parent / "cgroup.controllers").read_text().split())
     _enable(node.parent, through)
     _enable(node, through)
-    return Hierarchy(one.root, 2, through)
+    return dataclasses.replace(one, controllers=through)
 
 
 def _enable(directory: Path, controllers: frozenset[str]) -> None:
@@ -332,6 +369,21 @@ def _read(path: Path) -> str:
 def _fields(text: str) -> dict[str, int]:
     pairs = (line.split() for line in text.splitlines())
     return {name: int(value) for name, value in pairs}
+
+
+def _remove_own(one: Hierarchy, node: Path) -> None:
+    """Remove a node's cgroups, and what nodes have in common when this was the last."""
+    _remove_tree(node)
+    try:
+        node.parent.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+            raise
+        return
+    if one.version == 2:
+        delegation.take_back(one.root, node.parent, frozenset(CONTROLLERS))
 
 
 def _remove_tree(directory: Path) -> None:

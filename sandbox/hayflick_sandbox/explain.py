@@ -7,8 +7,9 @@ from pathlib import Path
 
 from hayflick_sandbox import seccomp, steps
 from hayflick_sandbox.identities import FIRST_UID
+from hayflick_sandbox.layer import Layer
 from hayflick_sandbox.policy import Policy
-from hayflick_sandbox.probe import Layer
+from hayflick_sandbox.probe import INDISPENSABLE
 from hayflick_sandbox.template import readable_paths
 
 _BIRTH = (
@@ -78,9 +79,21 @@ def _condition(condition: seccomp.Condition) -> str:
 
 
 def table(layers: tuple[Layer, ...]) -> Iterator[str]:
-    """Yield one line for each layer of this machine."""
+    """Yield the layers of this machine: a line for each, and below one that is missing what mends it."""
     width = max(len(layer.name) for layer in layers)
     for layer in layers:
         mark = "enforced" if layer.enforced else "MISSING "
-        remedy = f"  →  {layer.remedy}" if layer.remedy else ""
-        yield f"{layer.name:<{width}}  {mark}  {layer.detail}{remedy}"
+        yield f"{layer.name:<{width}}  {mark}  {layer.detail}"
+        if layer.remedy:
+            yield f"{'':<{width}}            → {layer.remedy}"
+        if not layer.enforced and layer.name not in INDISPENSABLE:
+            yield f"{'':<{width}}            or do without: --allow-degraded {layer.name}"
+
+
+def grades(best: str, lacking: list[str]) -> str:
+    """Say which isolation grade is the best here, and what the next one lacks."""
+    if not best:
+        return f"isolation grade: none, no worker runs here for want of {', '.join(lacking)}"
+    if not lacking:
+        return f"isolation grade: {best}, the highest"
+    return f"isolation grade: {best}; the next one lacks {', '.join(lacking)}"

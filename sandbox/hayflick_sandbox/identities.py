@@ -3,17 +3,24 @@
 The range lies above what distributions and container managers hand out:
 systemd's list of "UIDs and GIDs on systemd systems" leaves 1,879,048,192 to
 2,147,483,647 unused. It is cut into blocks, and each orchestrator on a machine
-takes a block for itself by a lock that dies with it.
+takes a block for itself by a lock that dies with it. An ordinary user's range
+is what ``/etc/subuid`` grants (see :mod:`hayflick_sandbox.subordinate`), cut
+and locked likewise.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import stat
 import struct
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
+
+from hayflick_sandbox.subordinate import BLOCK_IDS, Grant, Ids, blocks, find, judge
 
 FIRST_UID = 1_879_048_192
 BLOCK_UIDS = 8_192
@@ -29,12 +36,30 @@ class IdentitiesExhausted(Exception):
 
 
 class UidRange:
-    """Leases host user ids to workers and takes them back."""
+    """Leases host user ids to workers and takes them back.
 
-    def __init__(self, first: int, count: int, lock_fd: int | None = None) -> None:
+    Attributes:
+        first: The first host uid.
+        count: How many there are.
+        gids: Where each uid has a gid of another number: the host gids, in the
+            same order. ``None`` where they have the same number.
+        grant: What allows an ordinary user to hand them out, or ``None``.
+    """
+
+    def __init__(
+        self,
+        first: int,
+        count: int,
+        locks: Iterable[int] = (),
+        *,
+        gids: Ids | None = None,
+        grant: Grant | None = None,
+    ) -> None:
         self.first = first
         self.count = count
-        self._lock_fd = lock_fd
+        self.gids = gids
+        self.grant = grant
+        self._locks = list(locks)
         self._fresh = iter(range(first, first + count))
         # First in, first out: an id rests as long as possible before it serves again.
         self._returned: deque[int] = deque()
@@ -49,19 +74,39 @@ class UidRange:
             OSError: the lock file cannot be made.
         """
         lock_path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = _open_lock(lock_path)
         for block in range(BLOCKS):
-            try:
-                fcntl.fcntl(
-                    descriptor,
-                    fcntl.F_OFD_SETLK,
-                    _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, block, 1, 0),
-                )
-            except (BlockingIOError, PermissionError):
-                continue
-            return cls(FIRST_UID + block * BLOCK_UIDS, BLOCK_UIDS, descriptor)
+            if _lock(descriptor, block, 1):
+                return cls(FIRST_UID + block * BLOCK_UIDS, BLOCK_UIDS, [descriptor])
         os.close(descriptor)
         raise IdentitiesExhausted("every block of host user ids is held by another orchestrator")
+
+    @classmethod
+    def claim_subordinate(cls, grant: Grant, directories: Iterable[Path] | None = None) -> UidRange:
+        """Return a range out of *grant* that no other orchestrator of this user holds.
+
+        Args:
+            grant: The user's subordinate ids.
+            directories: Where lock files may be. A block is locked in each that
+                is there, for no one of them is common to all sessions of a user.
+
+        Raises:
+            IdentitiesExhausted: every block is taken.
+            OSError: there is no private directory for a lock.
+        """
+        wanted = lock_directories() if directories is None else directories
+        locks = [_open_lock(path / "uids.lock") for path in wanted if _private(path)]
+        if not locks:
+            raise PermissionError(errno.EPERM, "no private directory for the lock on subordinate uids")
+        for uid, gid in blocks(grant):
+            held = [lock for lock in locks if _lock(lock, uid, BLOCK_IDS)]
+            if held == locks:
+                return cls(uid, BLOCK_IDS, locks, gids=Ids(gid, BLOCK_IDS), grant=grant)
+            for lock in held:
+                _lock(lock, uid, BLOCK_IDS, fcntl.F_UNLCK)
+        for lock in locks:
+            os.close(lock)
+        raise IdentitiesExhausted("every block of subordinate uids is held by another orchestrator")
 
     @classmethod
     def own(cls) -> UidRange:
@@ -99,9 +144,8 @@ class UidRange:
 
     def close(self) -> None:
         """Give the block back to the machine."""
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        while self._locks:
+            os.close(self._locks.pop())
 
 
 class _OwnUid(UidRange):
@@ -110,3 +154,67 @@ class _OwnUid(UidRange):
 
     def release(self, uid: int) -> None:
         del uid
+
+
+def claim_range(*, subordinate: bool) -> UidRange:
+    """Return this process's range: root's, an ordinary user's subordinate one, or the user alone.
+
+    Args:
+        subordinate: Whether the layer "uid-range" is enforced; where it is not, an
+            ordinary user's workers are the user.
+
+    Raises:
+        IdentitiesExhausted: every block is taken.
+        OSError: there is no place for the lock, or the grant is gone since it was found.
+    """
+    if os.geteuid() == 0:
+        return UidRange.claim()
+    if not subordinate:
+        return UidRange.own()
+    grant = judge(find())
+    if not isinstance(grant, Grant):
+        raise PermissionError(errno.EPERM, grant.detail)
+    return UidRange.claim_subordinate(grant)
+
+
+def lock_directories() -> list[Path]:
+    """Return where an ordinary user's locks may be; the last is there for every session of a user.
+
+    Not where the environment says, which differs between sessions; and in both, so
+    that a service with a ``/tmp`` of its own and a session before login meet in one.
+    """
+    uid = os.getuid()
+    runtime = Path(f"/run/user/{uid}")
+    shared = Path(f"/tmp/hayflick-uids-{uid}")
+    return [runtime / "hayflick", shared] if runtime.is_dir() else [shared]
+
+
+def _private(directory: Path) -> bool:
+    """Return whether *directory*, made if need be, is this user's and nobody else's."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir()
+            directory.chmod(0o700)  # whatever the umask made of it
+        found = directory.lstat()
+    except OSError:
+        return False
+    return (
+        stat.S_ISDIR(found.st_mode)
+        and found.st_uid == os.geteuid()
+        and not stat.S_IMODE(found.st_mode) & 0o077
+    )
+
+
+def _open_lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    os.fchmod(descriptor, 0o600)  # whatever the umask made of it
+    return descriptor
+
+
+def _lock(descriptor: int, start: int, length: int, kind: int = fcntl.F_WRLCK) -> bool:
+    """Lock a range of a lock file, or with F_UNLCK let it go; return whether it was possible."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

@@ -44,6 +44,15 @@ WRITE = (
 )
 READ_WRITE = READ | sum(WRITE)
 
+# What an ABI added to what the sandbox asks for.
+FEATURES = {
+    2: "moves between directories",
+    3: "truncation",
+    4: "TCP",
+    5: "device ioctls",
+    6: "scopes for signals and abstract sockets",
+}
+
 # Size of struct landlock_ruleset_attr by ABI: fs, then net, then scoped.
 _SIZES = {1: 8, 2: 8, 3: 8, 4: 16, 5: 16}
 _LAST_SIZE = 24

@@ -1,76 +1,51 @@
 """What this machine can enforce, found out by trying, and what to do about the rest.
 
-A layer that is missing is refused, unless the operator let it go by name; three
+A layer that is missing is refused, unless the operator let it go by name; some
 of them cannot be let go, because without them there is no sandbox.
 """
 
 from __future__ import annotations
 
-import os
-import platform
+import errno
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
-from hayflick_sandbox import landlock, syscalls
-from hayflick_sandbox.cgroups import CONTROLLERS, Tree
+from hayflick_sandbox import controllers, landlock, refusals, subordinate, syscalls, trial
+from hayflick_sandbox.cgroups import Tree
+from hayflick_sandbox.environment import Facts
 from hayflick_sandbox.identities import BLOCK_UIDS, BLOCKS, FIRST_UID
+from hayflick_sandbox.layer import Layer, LimitNotEnforceable
 
 # cgroup.kill came last of what we need (5.14).
 MINIMUM_KERNEL = (5, 14)
-INDISPENSABLE = frozenset({"kernel", "namespaces", "seccomp"})
-
-_NAMESPACE_REMEDIES = {
-    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": (
-        "1",
-        "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile with userns",
-    ),
-    "/proc/sys/kernel/unprivileged_userns_clone": ("0", "sysctl kernel.unprivileged_userns_clone=1"),
-    "/proc/sys/user/max_user_namespaces": ("0", "sysctl user.max_user_namespaces=15000"),
-}
+INDISPENSABLE = frozenset({"kernel", "namespaces", "seccomp", "launch"})
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One layer of the sandbox on this machine.
-
-    Attributes:
-        name: As an operator names it to let it go.
-        enforced: Whether it holds here.
-        detail: What was found.
-        remedy: What mends it; empty when it is enforced.
-    """
-
-    name: str
-    enforced: bool
-    detail: str
-    remedy: str = ""
-
-
-class LimitNotEnforceable(Exception):
-    """This machine lacks a layer, and nobody let it go by name."""
-
-    def __init__(self, layer: Layer) -> None:
-        super().__init__(f"{layer.name}: {layer.detail}; {layer.remedy}")
-        self.layer = layer
-
-
-def probe(tree: Tree) -> tuple[Layer, ...]:
+def probe(tree: Tree, facts: Facts | None = None) -> tuple[Layer, ...]:
     """Return every layer as it is on this machine.
 
-    Call it from a single-threaded process: it forks to try namespaces.
+    Call it from a single-threaded process: it forks to try namespaces. Whether
+    all of them together make a sandbox, only a launch tells:
+    :func:`hayflick_sandbox.session.try_launch`.
 
     Args:
         tree: This node's cgroups, which show what controllers it really has.
+        facts: What surrounds us; read now when not given.
     """
+    facts = facts or Facts.read()
+    grant = None if facts.root else subordinate.judge(subordinate.find())
+    outcome = trial.attempt(grant if isinstance(grant, subordinate.Grant) else None)
+    identities = judge_identities(facts, grant, outcome)
+    if isinstance(grant, subordinate.Grant) and outcome.step in ("map", "groups"):
+        # The subordinate ids cannot be mapped: a layer less, but maybe not a machine without sandboxes.
+        outcome = trial.attempt(None)
     return (
-        _kernel(),
-        _namespaces(),
-        _identities(),
-        *_cgroups(tree),
-        _seccomp(),
-        _landlock(),
+        judge_kernel(facts),
+        refusals.judge(outcome, facts),
+        identities,
+        *controllers.layers(tree, facts),
+        judge_seccomp(facts),
+        judge_landlock(*_landlock_abi(), facts),
     )
 
 
@@ -98,54 +73,36 @@ def require(layers: Iterable[Layer], allow_degraded: Iterable[str]) -> tuple[str
     return tuple(layer.name for layer in missing)
 
 
-def _kernel() -> Layer:
-    release = platform.release()
-    found = re.match(r"(\d+)\.(\d+)", release)
+def judge_kernel(facts: Facts) -> Layer:
+    """Return the layer "kernel"."""
+    found = re.match(r"(\d+)\.(\d+)", facts.release)
     numbers = (int(found[1]), int(found[2])) if found else (0, 0)
+    enough = numbers >= MINIMUM_KERNEL
     wanted = ".".join(map(str, MINIMUM_KERNEL))
-    return Layer(
-        "kernel",
-        numbers >= MINIMUM_KERNEL,
-        f"Linux {release} on {platform.machine()}",
-        "" if numbers >= MINIMUM_KERNEL else f"boot Linux {wanted} or later",
-    )
+    if facts.gvisor:
+        remedy = "run on the host's own kernel, not gVisor's: --runtime=runc instead of runsc"
+        return Layer("kernel", False, f"gVisor, which calls itself Linux {facts.release}", remedy)
+    if facts.wsl == 1:
+        remedy = "wsl --set-version DISTRIBUTION 2"
+        return Layer("kernel", False, f"WSL 1, which calls itself Linux {facts.release}", remedy)
+    if not enough and facts.wsl == 2:
+        return Layer("kernel", False, f"Linux {facts.release}", f"wsl --update, to Linux {wanted} or later")
+    detail = f"Linux {facts.release}"
+    return Layer("kernel", enough, detail, "" if enough else f"boot Linux {wanted} or later")
 
 
-def _namespaces() -> Layer:
-    """Try, in a child that ends at once, to enter every kind of namespace that we use."""
-    flags = (
-        syscalls.CLONE_NEWUSER
-        | syscalls.CLONE_NEWNS
-        | syscalls.CLONE_NEWPID
-        | syscalls.CLONE_NEWNET
-        | syscalls.CLONE_NEWIPC
-        | syscalls.CLONE_NEWUTS
-        | syscalls.CLONE_NEWCGROUP
-    )
-    pid = os.fork()
-    if pid == 0:
-        status = 255
-        try:
-            syscalls.unshare(flags)
-            status = 0
-        except OSError as error:
-            status = error.errno or 255
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code == 0:
-        return Layer("namespaces", True, "user, mount, pid, net, ipc, uts and cgroup")
-    remedy = "run as root, or on a kernel or container that allows user namespaces"
-    for path, (bad, mend) in _NAMESPACE_REMEDIES.items():
-        if _text(path) == bad:
-            remedy = mend
-    return Layer("namespaces", False, f"unshare: {os.strerror(code)}", remedy)
+def judge_identities(
+    facts: Facts, grant: subordinate.Grant | subordinate.Refusal | None, outcome: refusals.Outcome
+) -> Layer:
+    """Return the layer "uid-range".
 
-
-def _identities() -> Layer:
-    if os.geteuid() == 0:
-        if all(_maps(f"/proc/self/{kind}_map") for kind in ("uid", "gid")):
+    Args:
+        facts: What surrounds us.
+        grant: What an ordinary user may hand out; ``None`` for root.
+        outcome: How the trial with that grant went.
+    """
+    if facts.root:
+        if all(_mapped(facts.text(f"/proc/self/{kind}_map")) for kind in ("uid", "gid")):
             return Layer("uid-range", True, "every worker has a host uid of its own")
         return Layer(
             "uid-range",
@@ -153,70 +110,20 @@ def _identities() -> Layer:
             f"this root's user namespace lacks the uids from {FIRST_UID} on",
             f"run in the initial user namespace, or map {BLOCKS * BLOCK_UIDS} uids and gids from {FIRST_UID}",
         )
-    return Layer(
-        "uid-range",
-        False,
-        f"an ordinary user can map only itself (uid {os.geteuid()}), so workers share it on the host",
-        "run the orchestrator as root, or allow_degraded uid-range",
-    )
+    if isinstance(grant, subordinate.Grant):
+        if outcome.step not in ("map", "groups"):
+            first, count = grant.uids.first, grant.count
+            detail = f"every worker has a host uid of its own, of {count} subordinate ones from {first} on"
+            return Layer("uid-range", True, detail)
+        detail, remedy = refusals.explain(outcome, facts)
+        return Layer("uid-range", False, f"subordinate ids are granted, but {detail}", remedy)
+    assert grant is not None
+    return Layer("uid-range", False, grant.detail, grant.remedy)
 
 
-def _maps(path: str) -> bool:
-    """Return whether the id map at *path* holds every id that workers may get (user_namespaces(7))."""
-    last = FIRST_UID + BLOCKS * BLOCK_UIDS
-    return any(
-        first <= FIRST_UID and last <= first + count
-        for first, _, count in (map(int, line.split()) for line in _text(path).splitlines())
-    )
-
-
-def _cgroups(tree: Tree) -> Iterable[Layer]:
-    where = {name: one for one in tree.hierarchies for name in one.controllers}
-    for name in CONTROLLERS:
-        one = where.get(name)
-        if one is not None and name == "memory" and _swaps_freely(tree.roots[one.root], one.version):
-            yield Layer(
-                name,
-                False,
-                f"cgroup v{one.version} at {one.root} cannot limit swap, and swap is on",
-                "swapoff -a, or boot with swapaccount=1, or allow_degraded memory",
-            )
-        elif one is not None:
-            yield Layer(name, True, f"cgroup v{one.version} at {one.root}")
-        else:
-            yield Layer(name, False, "no writable cgroup hierarchy has this controller", _cgroup_remedy(name))
-    unified = next((one for one in tree.hierarchies if one.version == 2), None)
-    if unified is not None:
-        yield Layer("kill", True, f"cgroup.kill and cgroup.freeze at {unified.root}")
-    else:
-        yield Layer(
-            "kill",
-            False,
-            "no writable cgroup2 hierarchy: a subtree can be neither frozen nor killed in one write",
-            _cgroup_remedy("kill"),
-        )
-
-
-def _swaps_freely(node: Path, version: int) -> bool:
-    """Return whether a worker could leave its memory limit behind by being swapped out."""
-    limit = "memory.memsw.limit_in_bytes" if version == 1 else "memory.swap.max"
-    swaps = _text("/proc/swaps").splitlines()[1:]
-    return bool(swaps) and not (node / limit).exists()
-
-
-def _cgroup_remedy(name: str) -> str:
-    if os.geteuid() == 0:
-        mend = (
-            "mount cgroup2 at /sys/fs/cgroup"
-            if name == "kill"
-            else f"echo +{name} > /sys/fs/cgroup/cgroup.subtree_control"
-        )
-        return f"{mend}, or allow_degraded {name}"
-    return f"run as root, or allow_degraded {name}"
-
-
-def _seccomp() -> Layer:
-    actions = _text("/proc/sys/kernel/seccomp/actions_avail").split()
+def judge_seccomp(facts: Facts) -> Layer:
+    """Return the layer "seccomp"."""
+    actions = facts.text("/proc/sys/kernel/seccomp/actions_avail").split()
     if {"errno", "kill_process"} <= set(actions):
         return Layer("seccomp", True, "filters with errno and kill_process")
     return Layer(
@@ -224,20 +131,52 @@ def _seccomp() -> Layer:
     )
 
 
-def _landlock() -> Layer:
-    version = landlock.abi()
+def judge_landlock(version: int, number: int, facts: Facts) -> Layer:
+    """Return the layer "landlock".
+
+    It is on wherever the kernel has it, with all that its ABI can do; what an
+    older ABI cannot is said.
+
+    Args:
+        version: The kernel's ABI, or 0.
+        number: The errno for which there is none.
+        facts: What surrounds us.
+    """
     if version:
-        return Layer("landlock", True, f"ABI {version}")
-    return Layer(
-        "landlock",
-        False,
-        "the kernel has no Landlock, or it is off",
-        "boot with lsm=landlock,… on a kernel with CONFIG_SECURITY_LANDLOCK, or allow_degraded landlock",
+        lacks = [f"{what} (ABI {since})" for since, what in landlock.FEATURES.items() if since > version]
+        partial = (
+            f"; partial, without {', '.join(lacks)}: mounts and seccomp stand alone there" if lacks else ""
+        )
+        return Layer("landlock", True, f"ABI {version}{partial}")
+    if number == errno.EOPNOTSUPP:
+        detail, remedy = (
+            "the kernel has Landlock, and it is off",
+            "boot with lsm=landlock,… before the others",
+        )
+    elif number in (errno.EPERM, errno.EACCES):
+        by = "the container's seccomp profile" if facts.container else "a seccomp filter"
+        detail = f"Landlock's system calls are refused by {by}"
+        remedy = "update the container engine, or its seccomp profile"
+    else:
+        detail = "the kernel has no Landlock"
+        remedy = "boot Linux 5.13 or later with CONFIG_SECURITY_LANDLOCK, and lsm=landlock,…"
+    return Layer("landlock", False, detail, remedy)
+
+
+def _landlock_abi() -> tuple[int, int]:
+    try:
+        return syscalls.landlock_abi(), 0
+    except OSError as error:
+        return 0, error.errno or errno.ENOSYS
+
+
+def _mapped(text: str) -> bool:
+    """Return whether an id map holds every id that workers may get (user_namespaces(7))."""
+    last = FIRST_UID + BLOCKS * BLOCK_UIDS
+    return any(
+        first <= FIRST_UID and last <= first + count
+        for first, _, count in (map(int, line.split()) for line in text.splitlines())
     )
 
 
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+__all__ = ["INDISPENSABLE", "Layer", "LimitNotEnforceable", "probe", "require"]

@@ -6,6 +6,7 @@ Synchronous and small; the orchestrator does the same things on an event loop.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 
 from hayflick_sandbox import messages
 from hayflick_sandbox.cgroups import Tree, Usage
-from hayflick_sandbox.identities import UidRange
+from hayflick_sandbox.identities import UidRange, claim_range
 from hayflick_sandbox.messages import Beat, Ready, RunTask, SetupFailed, TaskExited, TaskStarted
 from hayflick_sandbox.policy import Policy
 from hayflick_sandbox.probe import Layer, probe, require
@@ -34,6 +35,7 @@ from hayflick_sandbox.zygote_client import (
 
 READY_SECONDS = 10.0
 DEATH_SECONDS = 10.0
+BUSY_SECONDS = 0.002
 CHUNK_BYTES = 64 * 1024
 
 Sink = Callable[[int, bytes], None]
@@ -42,7 +44,17 @@ _INIT_GONE = TaskExited("main", None, signal.SIGKILL, 0.0, 0)
 
 
 class SandboxFailed(Exception):
-    """A sandbox could not be built; the text names the step and the kernel's answer."""
+    """A sandbox could not be built; the text names the step and the kernel's answer.
+
+    Attributes:
+        step: The step that failed, or "" when there was no answer at all.
+        errno: What the kernel answered, or 0.
+    """
+
+    def __init__(self, text: str, step: str = "", errno: int = 0) -> None:
+        super().__init__(text)
+        self.step = step
+        self.errno = errno
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +100,9 @@ class Session:
         try:
             layers = probe(tree)
             degraded = require(layers, allow_degraded)
-            uids = UidRange.own() if "uid-range" in degraded else UidRange.claim()
+            uids = claim_range(subordinate="uid-range" not in degraded)
             try:
-                zygote = Zygote.start(tree=tree, degraded=degraded, preload=preload)
+                zygote = Zygote.start(tree=tree, uids=uids, degraded=degraded, preload=preload)
                 try:
                     yield cls(tree, uids, zygote, layers)
                 finally:
@@ -127,24 +139,42 @@ class Session:
                 self._end(name, started)
         finally:
             try:
-                self._tree.remove(name)
+                _remove(self._tree, name)
             finally:
                 self._uids.release(uid)
         return Result(exited.exit_code, exited.signal, oom_kills > 0, usage)
+
+    def try_launch(self) -> None:
+        """Build one sandbox and end it.
+
+        Raises:
+            SandboxFailed: it could not be built, at the step that it names.
+            OSError: its cgroups could not be made.
+        """
+        name, uid, policy = "trial", self._uids.lease(), Policy()
+        try:
+            self._tree.add(name, policy.limits)
+            channel, started = self._launch(name, policy, uid)
+            channel.close()
+            self._end(name, started)
+        finally:
+            try:
+                _remove(self._tree, name)
+            finally:
+                self._uids.release(uid)
 
     def _launch(self, name: str, policy: Policy, uid: int) -> tuple[socket.socket, Started]:
         channel = self._zygote.launch(name, policy, name, uid)
         answer = self._event(name, READY_SECONDS)
         if not isinstance(answer, Started):
             channel.close()
-            text = (
-                f"{answer.step}: {answer.message}" if isinstance(answer, LaunchFailed) else "it ended at once"
-            )
-            raise SandboxFailed(text)
+            if isinstance(answer, LaunchFailed):
+                raise SandboxFailed(f"{answer.step}: {answer.message}", answer.step, answer.errno)
+            raise SandboxFailed("it ended at once")
         try:
             message = _receive(channel, READY_SECONDS)
             if isinstance(message, SetupFailed):
-                raise SandboxFailed(f"{message.step}: {message.message}")
+                raise SandboxFailed(f"{message.step}: {message.message}", message.step, message.errno)
             if not isinstance(message, Ready):
                 raise SandboxFailed("its init did not report ready")
         except BaseException:
@@ -210,6 +240,18 @@ class Session:
                     os.close(event.pidfd)
             elif not readable(self._zygote.socket, deadline - time.monotonic()):
                 raise SandboxFailed(f"the zygote did not answer within {seconds:.0f} s")
+
+
+def _remove(tree: Tree, name: str) -> None:
+    """Remove the cgroups of *name*, which may stay busy a moment after the last process was reaped."""
+    deadline = time.monotonic() + DEATH_SECONDS
+    while True:
+        try:
+            return tree.remove(name)
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY) or time.monotonic() > deadline:
+                raise
+        time.sleep(BUSY_SECONDS)
 
 
 def _order(argv: Sequence[str]) -> bytes:

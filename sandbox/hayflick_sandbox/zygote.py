@@ -63,6 +63,8 @@ class Setup:
         legacy: This node's directories in version 1 hierarchies.
         filters: The compiled seccomp filters, in the order to install them.
         inet_filters: The same for workers that may make AF_INET sockets.
+        first_uid: The first of the subordinate uids that the orchestrator maps to 1 and
+            above in an ordinary user's namespace; ``None`` where there are none.
     """
 
     preload: tuple[str, ...]
@@ -72,6 +74,7 @@ class Setup:
     legacy: tuple[str, ...]
     filters: tuple[bytes, ...]
     inet_filters: tuple[bytes, ...]
+    first_uid: int | None = None
 
 
 class Zygote:
@@ -111,9 +114,17 @@ class Zygote:
             syscalls.unshare(syscalls.CLONE_NEWNS)
         else:
             syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
-            _write(f"/proc/{os.getpid()}/setgroups", "deny")
-            _write(f"/proc/{os.getpid()}/uid_map", f"0 {own_uid} 1")
-            _write(f"/proc/{os.getpid()}/gid_map", f"0 {own_gid} 1")
+            if self._setup.first_uid is None:
+                _write(f"/proc/{os.getpid()}/setgroups", "deny")
+                _write(f"/proc/{os.getpid()}/uid_map", f"0 {own_uid} 1")
+                _write(f"/proc/{os.getpid()}/gid_map", f"0 {own_gid} 1")
+            else:
+                # Only somebody outside may write a map of more than oneself.
+                self._say({"event": "map"})
+                if self._sock.recv(MAX_PACKET_BYTES) != b"mapped":
+                    raise OSError(errno.EPERM, "the orchestrator could not map the subordinate ids")
+                # The user's other groups are no worker's; subgid(5) is what allows to leave them.
+                os.setgroups([])
         template.build(inside)
         return host
 
@@ -217,8 +228,7 @@ class Zygote:
             stack.callback(os.close, pidfd)
             self._launches[pid] = request["launch_id"]
             try:
-                # In rootless mode this is uid 0 of our own user namespace: the user.
-                outside = 0 if self._rootless else request["uid"]
+                outside = self._outside(request["uid"])
                 _write(f"{template.HOST_PROC}/{pid}/setgroups", "deny")
                 _write(f"{template.HOST_PROC}/{pid}/uid_map", f"{WORKER_UID} {outside} 1")
                 _write(f"{template.HOST_PROC}/{pid}/gid_map", f"{WORKER_UID} {outside} 1")
@@ -230,6 +240,13 @@ class Zygote:
                 raise
             os.write(sync_write, b"1")
             self._say({"event": "started", "launch_id": request["launch_id"], "pid": pid}, pidfd)
+
+    def _outside(self, uid: int) -> int:
+        """Return the worker's uid, and gid, as our own user namespace calls it."""
+        if not self._rootless:
+            return uid
+        # 0 is the user; what is subordinate to the user begins at 1.
+        return 0 if self._setup.first_uid is None else uid - self._setup.first_uid + 1
 
     def _reap(self) -> None:
         while True:
@@ -342,6 +359,7 @@ def main() -> None:
         legacy=tuple(values["legacy"]),
         filters=_filters(values["filters"]),
         inet_filters=_filters(values["inet_filters"]),
+        first_uid=values["first_uid"],
     )
     try:
         zygote = Zygote(sock, setup)

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hayflick_sandbox import messages, seccomp
+from hayflick_sandbox import messages, seccomp, subordinate
 from hayflick_sandbox.cgroups import Tree
+from hayflick_sandbox.identities import UidRange
 from hayflick_sandbox.messages import SetEnvironment
 from hayflick_sandbox.policy import Policy
 
@@ -75,6 +76,7 @@ class Zygote:
         cls,
         *,
         tree: Tree,
+        uids: UidRange | None = None,
         degraded: Sequence[str] = (),
         preload: Sequence[str] = PRELOAD,
         readable: Sequence[str] = (),
@@ -83,6 +85,8 @@ class Zygote:
 
         Args:
             tree: The node's cgroups, which the zygote removes when it ends.
+            uids: What workers' uids are leased from. An ordinary user's subordinate
+                ids are mapped into the zygote's user namespace; all else needs nothing.
             degraded: Layers that this machine lacks and the operator let go.
             preload: Modules to import before any fork; they cost every worker nothing.
             readable: Further host paths that every worker may read.
@@ -112,10 +116,11 @@ class Zygote:
             # Compiled here, so that the compiler is not in the zygote's memory.
             "filters": [seccomp.compile_filter(inet=False, listener=False).hex()],
             "inet_filters": [seccomp.compile_filter(inet=True, listener=False).hex()],
+            "first_uid": None if uids is None or uids.grant is None else uids.first,
         }
         try:
             ours.send(json.dumps(setup).encode())
-            zygote._await_ready()
+            zygote._await_ready(uids)
         except BaseException:
             zygote.close()
             zygote.wait_closed()
@@ -123,15 +128,27 @@ class Zygote:
         ours.setblocking(False)
         return zygote
 
-    def _await_ready(self) -> None:
+    def _await_ready(self, uids: UidRange | None) -> None:
+        event = self._hear_start()
+        if event.get("event") == "map" and uids is not None and uids.grant is not None:
+            own = subordinate.Ids(uids.first, uids.count)
+            try:
+                subordinate.write_maps(self.process.pid, uids.grant, own, uids.gids or own)
+            except subordinate.MapFailed as error:
+                raise ZygoteDied(f"the zygote could not start: {error}") from None
+            self.socket.send(b"mapped")
+            event = self._hear_start()
+        if event.get("event") != "ready":
+            raise ZygoteDied(f"the zygote could not start: {event['message']}")
+
+    def _hear_start(self) -> dict[str, Any]:
         if not readable(self.socket, START_SECONDS):
             raise ZygoteDied(f"the zygote did not start within {START_SECONDS:.0f} s")
         packet = self.socket.recv(MAX_PACKET_BYTES)
-        event = (
-            json.loads(packet) if packet else {"message": "it ended while starting; see its standard error"}
-        )
-        if event.get("event") != "ready":
-            raise ZygoteDied(f"the zygote could not start: {event['message']}")
+        if not packet:
+            return {"message": "it ended while starting; see its standard error"}
+        event: dict[str, Any] = json.loads(packet)
+        return event
 
     def launch(
         self, launch_id: str, policy: Policy, cgroup_path: str, uid: int, *, beat_seconds: float = 1.0

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 from hayflick_orchestrator.config import Config
 from hayflick_rpc.config import load
 from hayflick_sandbox.cgroups import Tree
-from hayflick_sandbox.identities import IdentitiesExhausted, UidRange
-from hayflick_sandbox.probe import Layer, LimitNotEnforceable, probe, require
+from hayflick_sandbox.doctor import try_launch
+from hayflick_sandbox.identities import IdentitiesExhausted, UidRange, claim_range
+from hayflick_sandbox.probe import INDISPENSABLE, Layer, LimitNotEnforceable, probe, require
 from hayflick_sandbox.zygote_client import Zygote, ZygoteDied
 
 if TYPE_CHECKING:
@@ -45,12 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             tree, lock = claim(config.node_id)
             undo.callback(_give_back, tree, lock)
             layers = probe(tree)
-            missing, degraded = judge(layers, config.allow_degraded)
-            uids = UidRange.claim() if os.geteuid() == 0 else UidRange.own()
+            absent = [layer.name for layer in layers if not layer.enforced]
+            judge(layers, config.allow_degraded)  # before anything is started: a wrong name is an error
+            uids = claim_range(subordinate="uid-range" not in absent)
             undo.callback(uids.close)
             # Started without what is missing, so that GetNode can tell what that
             # is; the host launches nothing for as long as anything is.
-            zygote = Zygote.start(tree=tree, degraded=[layer.name for layer in layers if not layer.enforced])
+            zygote = start_zygote(tree, uids, layers)
+            undo.callback(zygote.wait_closed)
+            undo.callback(zygote.close)
+            layers = (*layers, try_launch(zygote, tree, uids, layers=layers))
+            missing, degraded = judge(layers, config.allow_degraded)
         except (OSError, ValueError, ZygoteDied, IdentitiesExhausted) as error:
             print(f"hayflick_orchestrator: cannot start: {error}", file=sys.stderr)
             return 1
@@ -77,6 +83,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         zygote.wait_closed()
         if lock is not None:
             os.close(lock)
+
+
+def start_zygote(tree: Tree, uids: UidRange, layers: Sequence[Layer]) -> Zygote:
+    """Start the node's zygote without the layers that are missing.
+
+    Raises:
+        ZygoteDied: it could not start; the text has the layer that is why, and its
+            remedy, where one of those without which there is no sandbox is missing.
+    """
+    absent = [layer for layer in layers if not layer.enforced]
+    try:
+        return Zygote.start(tree=tree, uids=uids, degraded=[layer.name for layer in absent])
+    except ZygoteDied as error:
+        for layer in absent:
+            if layer.name in INDISPENSABLE:
+                raise ZygoteDied(f"{error}\n{layer.name}: {layer.detail}\n→ {layer.remedy}") from None
+        raise
 
 
 def claim(node_id: str) -> tuple[Tree, int | None]:

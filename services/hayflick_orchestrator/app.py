@@ -16,6 +16,8 @@ from hayflick.v1.resources_pb2 import Worker as WorkerMessage
 from hayflick_orchestrator.calls import WorkerCalls
 from hayflick_orchestrator.controller_client import ControllerClient, Session
 from hayflick_orchestrator.controller_link import ControllerLink
+from hayflick_orchestrator.evidence.desk import EvidenceDesk
+from hayflick_orchestrator.evidence.store import Store
 from hayflick_orchestrator.host import Host
 from hayflick_orchestrator.launcher import Launcher
 from hayflick_orchestrator.lifecycle import Ask
@@ -120,6 +122,13 @@ class Orchestrator:
         )
         tasks.dispatch_for = calls.dispatch_for
         self._worker_service = WorkerGate(config.listen, calls)
+        self._evidence = EvidenceDesk(
+            Store(config.data_dir / "evidence", config.evidence_total_bytes),
+            self._host.members,
+            self._records,
+            node_id=config.node_id,
+        )
+        self._supervisor.quarantines.on_frozen = self._evidence.frozen
         self._servicer = OrchestratorServicer(
             config,
             self._population,
@@ -127,6 +136,7 @@ class Orchestrator:
             self._launcher,
             tasks,
             transfers=Transfers(self._supervisor, self._records),
+            evidence=self._evidence,
             layers=layers,
             on_launch=self._link.nudge,
         )
@@ -197,6 +207,7 @@ class Orchestrator:
             duty.cancel()
         await asyncio.gather(*self._duties, return_exceptions=True)
         await self._worker_service.stop()
+        await self._evidence.close()
         await self._host.close()
         await self._audit.close(FAREWELL_SECONDS)
         await self._channel.close()

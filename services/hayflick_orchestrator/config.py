@@ -17,7 +17,7 @@ class Config:
     logger: str = field(metadata={"help": "the logger's address: unix:///absolute/path"})
     node_id: str = field(metadata={"help": "this node's name, unique among live nodes"})
     data_dir: Path = field(
-        metadata={"help": "a directory for the node's own files; nothing is kept there yet"}
+        metadata={"help": "a directory for the node's own files: evidence of quarantined workers"}
     )
     allow_degraded: tuple[str, ...] = field(
         default=(), metadata={"help": "sandbox layers to do without when missing, by name, comma-separated"}
@@ -31,6 +31,10 @@ class Config:
     launches_at_once: int = field(default=16, metadata={"help": "sandboxes built at the same time"})
     drain_seconds: float = field(
         default=5.0, metadata={"help": "how long running calls may go on at the end"}
+    )
+    evidence_total_bytes: int = field(
+        default=256 * 1024 * 1024,
+        metadata={"help": "what bundles of evidence may have in all; oldest go first"},
     )
     lifeline_fd: int | None = field(
         default=None, metadata={"help": "a descriptor whose end-of-file means: stop"}
@@ -48,5 +52,7 @@ class Config:
             value = getattr(self, name)
             if not math.isfinite(value) or not 0 < value <= 3_600:
                 raise ValueError(f"{name}: must be above 0 and at most 3600")
+        if not 1024 * 1024 <= self.evidence_total_bytes <= 1024**4:
+            raise ValueError("evidence_total_bytes: must be from 1 MiB to 1 TiB")
         if not 1 <= self.launches_at_once <= 256:
             raise ValueError("launches_at_once: must be from 1 to 256")

@@ -259,6 +259,14 @@ class Host:
 
         return await self._loop.run_in_executor(self._sweeper, read)
 
+    def members(self, cgroup_path: str) -> list[int]:
+        """Return the host pids of the processes at *cgroup_path*, descendants' not among them.
+
+        Raises:
+            OSError: there is no such place any more.
+        """
+        return self._tree.members(cgroup_path)
+
     def oom_kills(self, sandbox: Sandbox) -> int:
         """Return how many processes of *sandbox* the kernel killed for want of memory."""
         try:

@@ -91,6 +91,18 @@ class Records:
         """Note that a file went into or out of *worker*; never what is in it."""
         self._note(_event(name, worker, {"path": path, "size_bytes": size_bytes, "sha256": sha256}))
 
+    async def evidence_captured(self, worker: Worker, details: Mapping[str, Any]) -> None:
+        """Record durably that a bundle is kept, so that whoever reads it finds its hash on record."""
+        try:
+            await self._audit.record(_event("evidence_captured", worker, details), RECORD_TIMEOUT_SECONDS)
+        except HayflickError as error:
+            # Queued all the same, unless there was no room for it.
+            log.warning("the evidence of %s is not on record yet: %s", worker.worker_id, error)
+
+    def evidence_failed(self, worker: Worker, details: Mapping[str, Any]) -> None:
+        """Note that evidence could not be captured, and why."""
+        self._note(_event("evidence_failed", worker, details))
+
     def node(self, name: str, node_id: str, details: Mapping[str, Any]) -> None:
         """Note something about the node itself."""
         event = Event(event=name, timestamp=wire.timestamp(datetime.now(UTC)))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from hayflick_orchestrator.config import Config
+    from hayflick_orchestrator.evidence.desk import EvidenceDesk
     from hayflick_orchestrator.launcher import Launcher
     from hayflick_orchestrator.supervisor import Everyone, Supervisor
     from hayflick_orchestrator.tasks import TaskRun
@@ -45,6 +46,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         tasks: WorkerTasks,
         *,
         transfers: Transfers,
+        evidence: EvidenceDesk,
         layers: Sequence[Layer],
         on_launch: Callable[[], None],
     ) -> None:
@@ -54,6 +56,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._launcher = launcher
         self._tasks = tasks
         self._transfers = transfers
+        self._evidence = evidence
         self._layers = tuple(layers)
         self._on_launch = on_launch
         self._once = Once()
@@ -159,6 +162,17 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """Reads a file from a worker's workspace."""
         del context
         responses = self._transfers.get(self._living(request.worker_id), request)
+        async with contextlib.aclosing(responses):
+            async for response in responses:
+                yield response
+
+    async def GetEvidence(  # noqa: N802 -- protoc names it
+        self, request: pb.GetEvidenceRequest, context: Context
+    ) -> AsyncIterator[pb.GetEvidenceResponse]:
+        """Reads the bundle of evidence of a worker."""
+        del context
+        wire.require_id("worker_id", request.worker_id)
+        responses = self._evidence.get(request.worker_id)
         async with contextlib.aclosing(responses):
             async for response in responses:
                 yield response

@@ -32,14 +32,22 @@ from hayflick.v1 import (
 )
 from hayflick.v1 import orchestrator_pb2 as opb
 from hayflick.v1.resources_pb2 import Contract, EndReason, Manifest, NetworkPolicy, Resources, Worker
+from hayflick_sandbox import delegation
+from hayflick_sandbox.cgroups import hierarchies, places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 MIB = 1024 * 1024
 START_SECONDS = 30.0
-CGROUPS = Path("/sys/fs/cgroup")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def groups(pattern: str) -> list[Path]:
+    """Return what is at *pattern* below ``hayflick/`` in every hierarchy that nodes here may use."""
+    own = delegation.own_paths(Path("/proc/self/cgroup").read_text())
+    tops = [one.root for mounted in hierarchies() for one in places(mounted, own)]
+    return [path for top in tops for path in top.glob(f"hayflick/{pattern}")]
 
 
 def request_id() -> str:
@@ -240,9 +248,9 @@ class Stack:
 
     def left_behind(self) -> list[str]:
         """Return what a stack that ended should not have left: control groups, processes, sockets."""
-        groups = [str(path) for path in CGROUPS.glob(f"*/hayflick/{self.node_id}")]
-        groups += [str(path) for path in CGROUPS.glob(f"hayflick/{self.node_id}")]
-        return groups + [str(path) for path in self.directory.glob("*.sock")]
+        return [str(path) for path in groups(self.node_id)] + [
+            str(path) for path in self.directory.glob("*.sock")
+        ]
 
     # What tests do all the time
 

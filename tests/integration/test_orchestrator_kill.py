@@ -18,7 +18,18 @@ import pytest
 from hayflick.v1 import controller_pb2, orchestrator_pb2
 from hayflick.v1.resources_pb2 import EndReason, State, Worker
 
-from .conftest import Stack, command, duration, reason_of, refused, request_id, running_stack, shell, until
+from .conftest import (
+    Stack,
+    command,
+    duration,
+    groups,
+    reason_of,
+    refused,
+    request_id,
+    running_stack,
+    shell,
+    until,
+)
 
 STUBBORN = {
     "ignores": "trap '' TERM INT HUP QUIT; echo x; while :; do sleep 1; done",
@@ -175,7 +186,7 @@ def test_sigkill_leaves_no_worker(own_stack: Stack) -> None:
     everyone = uids(stack, root, child)
     stack.end("orchestrator", signal.SIGKILL)
     until(lambda: not any(processes_of(uid) for uid in everyone), seconds=1.0)
-    until(lambda: not list(Path("/sys/fs/cgroup").glob(f"*/hayflick/{stack.node_id}")))
+    until(lambda: not groups(stack.node_id))
     # Its successor takes over the name, and its workers are recorded as lost.
     stack.start("orchestrator")
     assert stack.end_reason(root.worker_id) == "NODE_LOST"
@@ -308,8 +319,8 @@ def test_what_a_predecessor_left_is_cleared(own_stack: Stack) -> None:
     os.kill(zygote, signal.SIGSTOP)
     stack.end("orchestrator", signal.SIGKILL)
     os.kill(zygote, signal.SIGKILL)
-    assert list(Path("/sys/fs/cgroup").glob(f"*/hayflick/{stack.node_id}/{worker.contract_id}"))
+    assert groups(f"{stack.node_id}/{worker.contract_id}")
     stack.start("orchestrator")
     assert processes_of(uid) == []
-    assert not list(Path("/sys/fs/cgroup").glob(f"*/hayflick/{stack.node_id}/{worker.contract_id}"))
+    assert not groups(f"{stack.node_id}/{worker.contract_id}")
     until(lambda: _launches(stack))

@@ -14,7 +14,7 @@ from hayflick.v1 import controller_pb2
 from hayflick.v1 import orchestrator_pb2 as opb
 from hayflick.v1.resources_pb2 import Manifest, NetworkPolicy, State
 
-from .conftest import CGROUPS, MIB, Stack, command, duration, reason_of, refused, request_id, until
+from .conftest import MIB, Stack, command, duration, groups, reason_of, refused, request_id, until
 
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 
@@ -67,12 +67,9 @@ def test_the_host_proves_the_confinement(stack: Stack) -> None:
 def test_limits_are_in_the_kernel(stack: Stack) -> None:
     """The limits of the manifest are what the worker's control groups say."""
     worker = stack.launch(cpu_millis=250, memory_limit_bytes=48 * MIB, pids_limit=9)
-    path = f"hayflick/{stack.node_id}/{stack.sandboxes()[worker.worker_id].cgroup_path}/self"
+    path = f"{stack.node_id}/{stack.sandboxes()[worker.worker_id].cgroup_path}/self"
     found = {
-        name: next(
-            (file.read_text().split() for file in CGROUPS.glob(f"*/{path}/{name}")),
-            next((file.read_text().split() for file in CGROUPS.glob(f"{path}/{name}")), None),
-        )
+        name: next((file.read_text().split() for file in groups(f"{path}/{name}")), None)
         for name in ("memory.limit_in_bytes", "memory.max", "cpu.cfs_quota_us", "cpu.max", "pids.max")
     }
     assert [str(48 * MIB)] in (found["memory.limit_in_bytes"], found["memory.max"])

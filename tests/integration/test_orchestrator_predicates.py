@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from hayflick.v1.orchestrator_pb2 import LaunchWorkerRequest
 from hayflick.v1.resources_pb2 import PythonPredicate, StopCondition
 
-from .conftest import CGROUPS, PYTHON, Stack, duration, request_id, until
+from .conftest import PYTHON, Stack, duration, groups, request_id, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +73,7 @@ def test_denials(stack: Stack, predicate: Any, cause: str) -> None:
     info = error_details_pb2.ErrorInfo()
     assert rpc_status.from_call(caught.value).details[0].Unpack(info)  # type: ignore[arg-type,union-attr]
     assert (info.reason, info.metadata["cause"]) == ("STOP_CONDITION_TRIGGERED", cause)
-    assert not list(CGROUPS.glob(f"*/hayflick/{stack.node_id}/predicates"))
+    assert not groups(f"{stack.node_id}/predicates")
 
 
 def test_consent(stack: Stack) -> None:
@@ -91,7 +91,7 @@ def test_a_kill_ends_predicates_too(stack: Stack) -> None:
     """When the kill switch answers, no predicate of the contract still runs."""
 
     def running() -> list[str]:
-        files = CGROUPS.glob(f"*/hayflick/{stack.node_id}/predicates/*/self/cgroup.procs")
+        files = groups(f"{stack.node_id}/predicates/*/self/cgroup.procs")
         found: list[str] = []
         for file in files:
             with contextlib.suppress(OSError):  # it went away meanwhile

@@ -461,6 +461,11 @@ def test_a_quarantined_worker_stands_still_until_released(farm: Callable[..., Fa
         child.worker_id,
     }
     assert one.controller.is_quarantined(root.worker_id)
+    evidence = one.orchestrator.evidence(root.worker_id)
+    assert set(evidence.summary["worker_ids"]) == {root.worker_id, child.worker_id}
+    assert f"workers/{child.worker_id}/processes.json" in evidence.documents
+    recorded = [event for event in one.logger.events if event["event"] == "evidence_captured"]
+    assert recorded[-1]["sha256"] == evidence.sha256
     for action in (lambda: root.replicate("more"), lambda: root.perform_task(lambda worker: None)):
         with pytest.raises(ReplicationDenied) as denied:
             action()

@@ -15,7 +15,7 @@ from hayflick.v1 import controller_pb2, logger_pb2
 from hayflick.v1 import orchestrator_pb2 as opb
 from hayflick.v1.resources_pb2 import Worker
 
-from .conftest import MIB, Stack, call, reason_of, refused, request_id, shell, until
+from .conftest import MIB, Stack, call, groups, reason_of, refused, request_id, shell, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -226,7 +226,7 @@ def test_a_sender_that_breaks_off(stack: Stack, worker: Worker) -> None:
 
 def _tasks(stack: Stack, worker: Worker) -> int:
     path = stack.sandboxes()[worker.worker_id].cgroup_path
-    (file,) = Path("/sys/fs/cgroup").glob(f"*/hayflick/{stack.node_id}/{path}/self/pids.current")
+    (file,) = groups(f"{stack.node_id}/{path}/self/pids.current")
     return int(file.read_text())
 
 

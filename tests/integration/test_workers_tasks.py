@@ -13,7 +13,7 @@ import pytest
 from hayflick.v1 import orchestrator_pb2 as opb
 from hayflick.v1.resources_pb2 import EndReason
 
-from .conftest import MIB, PYTHON, Stack, call, command, refused, shell, until
+from .conftest import MIB, PYTHON, Stack, call, command, groups, refused, shell, until
 
 
 def test_a_command_speaks(stack: Stack) -> None:
@@ -148,7 +148,7 @@ def test_hanging_up_ends_the_task(stack: Stack) -> None:
 
 def _pids(stack: Stack, worker_id: str) -> int:
     path = stack.sandboxes()[worker_id].cgroup_path
-    (file,) = Path("/sys/fs/cgroup").glob(f"*/hayflick/{stack.node_id}/{path}/self/pids.current")
+    (file,) = groups(f"{stack.node_id}/{path}/self/pids.current")
     return int(file.read_text())
 
 

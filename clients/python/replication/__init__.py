@@ -57,7 +57,7 @@ if TYPE_CHECKING:
         WorkerEnded,
     )
     from replication.observability import JournalCheck, Metric, StructuredLogger
-    from replication.orchestrator import ContainerRecord, FileSummary, SandboxOrchestrator
+    from replication.orchestrator import ContainerRecord, Evidence, FileSummary, SandboxOrchestrator
     from replication.signer import ManifestSigner
     from replication.worker import EndReason, Stage, Usage, Worker, WorkerExit, WorkerState
 
@@ -66,6 +66,7 @@ __all__ = [
     "Controller",
     "DenialClass",
     "EndReason",
+    "Evidence",
     "FamilyBudget",
     "FileSummary",
     "HayflickError",
@@ -131,7 +132,7 @@ _HOMES = {
     ),
     **dict.fromkeys(("Controller", "KillSwitchResult", "Lineage", "RegistryEntry"), "controller"),
     **dict.fromkeys(("JournalCheck", "Metric", "StructuredLogger"), "observability"),
-    **dict.fromkeys(("ContainerRecord", "FileSummary", "SandboxOrchestrator"), "orchestrator"),
+    **dict.fromkeys(("ContainerRecord", "Evidence", "FileSummary", "SandboxOrchestrator"), "orchestrator"),
     **dict.fromkeys(("EndReason", "Stage", "Usage", "Worker", "WorkerExit", "WorkerState"), "worker"),
     "ManifestSigner": "signer",
 }

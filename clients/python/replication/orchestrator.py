@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,17 +19,18 @@ from hayflick.v1 import (
     resources_pb2,
 )
 from replication import _checks, _embedded, _files, _rpc, _wire
+from replication._evidence import Evidence
 from replication._files import FileSummary
 from replication._records import RegistryEntry, Stage
 from replication._task import Event, Output, Task, event_from_json
 from replication.contract import Manifest, ResourceSpec
-from replication.errors import HayflickError, NotFound, ServiceUnavailable, WorkerEnded
+from replication.errors import HayflickError, InternalError, NotFound, ServiceUnavailable, WorkerEnded
 
 if TYPE_CHECKING:
     from replication.observability import StructuredLogger
     from replication.worker import Worker
 
-__all__ = ["ContainerRecord", "FileSummary", "SandboxOrchestrator"]
+__all__ = ["ContainerRecord", "Evidence", "FileSummary", "SandboxOrchestrator"]
 
 LAUNCH_SECONDS = 120.0
 MAX_REASON_CHARS = 256
@@ -254,6 +256,30 @@ class SandboxOrchestrator:
                 with contextlib.suppress(NotFound, WorkerEnded):
                     self._stop(worker_id, resources_pb2.END_REASON_KILLED, reason)
         return list(living)
+
+    def evidence(self, worker_id: str) -> Evidence:
+        """Return what was captured when a worker was last quarantined.
+
+        A capture that is in progress is waited for.
+
+        Raises:
+            NotFound: No evidence of it is kept on this node.
+            ServiceUnavailable: The service is not there.
+        """
+        request = orchestrator_pb2.GetEvidenceRequest(
+            worker_id=_checks.text("worker_id", worker_id, 64, min_chars=1)
+        )
+        pieces: list[bytes] = []
+        told = ""
+        with self._connection.stream(self._stub.GetEvidence, request) as responses:
+            for response in responses:
+                pieces.append(response.data)
+                told = response.summary.sha256 or told
+        data = b"".join(pieces)
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 != told:
+            raise InternalError(f"the evidence of {worker_id} did not arrive whole: {sha256} is not {told!r}")
+        return Evidence(worker_id, data, sha256)
 
     def _stop(self, worker_id: str, why: resources_pb2.EndReason.ValueType, detail: str) -> None:
         request = orchestrator_pb2.StopWorkerRequest(

@@ -21,23 +21,13 @@ import pytest
 
 from hayflick_sandbox import messages
 from hayflick_sandbox.cgroups import Tree
-from hayflick_sandbox.identities import UidRange
+from hayflick_sandbox.identities import claim_range
 from hayflick_sandbox.messages import Beat, Ready, RunTask, TaskExited, TaskStarted
 from hayflick_sandbox.policy import Policy
 from hayflick_sandbox.zygote_client import Event, Exited, Started, Zygote
 
 SECONDS = 20.0
 CANARY = "HAYFLICK_TEST_CANARY"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test here: its limits are root's to set."""
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.root)
-            if os.geteuid() != 0:
-                item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
 def wait(descriptor: int, seconds: float = SECONDS) -> None:
@@ -165,8 +155,11 @@ class House:
 
     def __init__(self, *, readable: Sequence[str] = (), preload: Sequence[str] = ()) -> None:
         self.tree = Tree.create(f"test-{os.getpid()}-{secrets.token_hex(4)}")
-        self.uids = UidRange.claim()
-        self.zygote = Zygote.start(tree=self.tree, readable=readable, preload=preload)
+        degraded = [name for name in os.environ.get("HAYFLICK_ALLOW_DEGRADED", "").split(",") if name]
+        self.uids = claim_range(subordinate="uid-range" not in degraded)
+        self.zygote = Zygote.start(
+            tree=self.tree, uids=self.uids, degraded=degraded, readable=readable, preload=preload
+        )
         self.live: dict[str, Sandbox] = {}
 
     def event(self) -> Event:

@@ -35,7 +35,7 @@ def hidden(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Paths of the host that a worker must not find."""
     planted = tmp_path_factory.mktemp("host") / "secret"
     planted.write_text("secret")
-    return [
+    paths = [
         *("/etc/shadow", "/etc/hostname", "/etc/machine-id", "/root/.bashrc", "/root/.ssh", "/home"),
         *("/var", "/run", "/sys", "/sys/fs/cgroup", "/boot", "/mnt", "/opt", "/srv", str(planted)),
         *(
@@ -57,6 +57,9 @@ def hidden(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         *("/dev/userfaultfd", "/dev/ptmx", "/dev/pts", "/dev/vsock", "/dev/loop0", "/dev/mqueue"),
         *("/.hayflick", "/.hayflick/proc/1/root", "/proc/self/root/etc/shadow", "/proc/1/root/etc/shadow"),
     ]
+    # What only leads to this Python is there, and empty but for it.
+    shown = [path for path in (sys.prefix, sys.base_prefix, *sys.path) if path]
+    return [path for path in paths if not any(one.startswith(f"{path}/") for one in shown)]
 
 
 @pytest.fixture(scope="module")

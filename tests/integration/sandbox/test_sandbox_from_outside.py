@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from hayflick_sandbox.identities import FIRST_UID
 from hayflick_sandbox.policy import Limits, Policy
 
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
@@ -53,7 +52,9 @@ def test_the_host_uid_is_the_workers_own(live: Any, pid: int) -> None:
     """All four uids and gids on the host are the leased one, never 0 and never ours."""
     facts = status(live, pid)
     assert facts["Uid"].split() == facts["Gid"].split() == [str(live.uid)] * 4
-    assert live.uid >= FIRST_UID
+    assert live.uid in range(live.house.uids.first, live.house.uids.first + live.house.uids.count)
+    assert live.uid >= 65_536
+    assert live.uid != os.geteuid()
 
 
 def test_the_maps_hold_one_id(live: Any, pid: int) -> None:
@@ -82,6 +83,7 @@ def test_filters_and_no_new_privs(live: Any, pid: int) -> None:
         assert "Seccomp:\t2\n" in (thread / "status").read_text()
 
 
+@pytest.mark.root  # who else may look into another user's process
 @pytest.mark.parametrize("kind", NAMESPACES)
 def test_every_namespace_is_another(live: Any, pid: int, kind: str) -> None:
     """Each of the seven namespaces is neither ours nor another sandbox's."""
@@ -121,6 +123,7 @@ def test_the_rlimits_are_the_policys(live: Any, pid: int, policy: Policy) -> Non
     assert {name: int(found[name]) for name in expected} == expected
 
 
+@pytest.mark.root  # who else may look into another user's process
 def test_the_environment_is_an_allow_list(live: Any, policy: Policy) -> None:
     """A task's environment holds a few fixed names and the policy's, and nothing of the host's."""
     (task,) = live.children()
@@ -129,12 +132,14 @@ def test_the_environment_is_an_allow_list(live: Any, policy: Policy) -> None:
     assert names == {"HOME", "LANG", "PATH", "PWD", "TMPDIR", "USER", *policy.environment}
 
 
+@pytest.mark.root  # who else may look into another user's process
 def test_no_canary_anywhere(live: Any, pid: int) -> None:
     """A secret of the environment that the zygote was started from is in no process's environment."""
     assert "CANARY" not in live.proc("environ", pid)
     assert "CANARY" not in Path(f"/proc/{live.house.zygote.process.pid}/environ").read_text()
 
 
+@pytest.mark.root  # who else may look into another user's process
 def test_the_only_descriptors(live: Any) -> None:
     """A task holds its three standard streams; init one socket and its own wake-up pipe besides."""
     (task,) = live.children()
@@ -148,6 +153,7 @@ def test_the_only_descriptors(live: Any) -> None:
     assert set(kinds[live.pid]) <= {"/", "pipe", "socket", "anon_inode"}
 
 
+@pytest.mark.root  # who else may look into another user's process
 def test_the_root_is_not_the_hosts(live: Any, pid: int) -> None:
     """Root and working directory lie in the sandbox's own file systems."""
     for name in ("root", "cwd"):

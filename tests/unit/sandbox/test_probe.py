@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import errno
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hayflick_sandbox import probe
-from hayflick_sandbox.cgroups import Hierarchy, Tree
-from hayflick_sandbox.probe import INDISPENSABLE, Layer, LimitNotEnforceable, require
+from hayflick_sandbox import landlock, probe
+from hayflick_sandbox.environment import Facts
+from hayflick_sandbox.layer import Layer, LimitNotEnforceable
+from hayflick_sandbox.probe import INDISPENSABLE, require
+from hayflick_sandbox.refusals import Outcome
+from hayflick_sandbox.subordinate import Grant, Ids, Refusal
 
-NAMES = ("kernel", "namespaces", "uid-range", "memory", "cpu", "pids", "kill", "seccomp", "landlock")
+NAMES = (
+    *("kernel", "namespaces", "uid-range", "memory", "cpu", "pids", "kill", "seccomp", "landlock"),
+    "launch",
+)
 
 
 def layers(missing: set[str] = frozenset()) -> tuple[Layer, ...]:  # type: ignore[assignment]
@@ -22,7 +28,7 @@ def layers(missing: set[str] = frozenset()) -> tuple[Layer, ...]:  # type: ignor
 
 @given(st.sets(st.sampled_from(NAMES)), st.sets(st.sampled_from(NAMES)))
 def test_require(missing: set[str], allowed: set[str]) -> None:
-    """What is missing is returned when it was let go, refused when it was not, and three never can be."""
+    """What is missing is returned when it was let go, refused when it was not, and some never can be."""
     if allowed & INDISPENSABLE:
         with pytest.raises(ValueError, match=r"^allow_degraded: "):
             require(layers(missing), allowed)
@@ -43,7 +49,7 @@ def test_unknown_names_are_refused() -> None:
 
 @pytest.mark.parametrize("name", sorted(INDISPENSABLE))
 def test_the_indispensable_cannot_be_let_go(name: str) -> None:
-    """Without kernel, namespaces or seccomp there is no sandbox, on any machine."""
+    """Without kernel, namespaces, seccomp or a launch that works there is no sandbox, on any machine."""
     with pytest.raises(ValueError, match=name):
         require(layers(), [name])
 
@@ -61,12 +67,30 @@ def test_the_indispensable_cannot_be_let_go(name: str) -> None:
         ("odd", False),
     ],
 )
-def test_kernel_releases(release: str, enough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_releases(release: str, enough: bool) -> None:
     """Every way of writing a kernel's release is understood, and one that is not is too old."""
-    monkeypatch.setattr("platform.release", lambda: release)
-    layer = probe._kernel()
+    layer = probe.judge_kernel(Facts(0, release))
     assert layer.enforced is enough
     assert bool(layer.remedy) is not enough
+
+
+@pytest.mark.parametrize(
+    ("facts", "told", "remedy"),
+    [
+        (
+            Facts(0, "4.4.0", {"/proc/version": "Linux version 4.4.0 #1 SMP Sun Jan 10 15:06:54 PST 2016"}),
+            *("gVisor", "--runtime=runc"),
+        ),
+        (Facts(0, "4.4.0-19041-Microsoft"), "WSL 1", "wsl --set-version"),
+        (Facts(0, "5.10.16.3-microsoft-standard-WSL2"), "5.10", "wsl --update"),
+    ],
+)
+def test_what_is_no_linux(facts: Facts, told: str, remedy: str) -> None:
+    """GVisor and WSL are named as what they are, with what to run on instead."""
+    layer = probe.judge_kernel(facts)
+    assert not layer.enforced
+    assert told in layer.detail
+    assert remedy in layer.remedy
 
 
 @pytest.mark.parametrize(
@@ -80,45 +104,70 @@ def test_kernel_releases(release: str, enough: bool, monkeypatch: pytest.MonkeyP
         ("", False),
     ],
 )
-def test_a_range_must_be_mapped(text: str, enough: bool, tmp_path: Path) -> None:
+def test_a_range_must_be_mapped(text: str, enough: bool) -> None:
     """Root in a user namespace without our uids does not count as having them."""
-    (tmp_path / "uid_map").write_text(text)
-    assert probe._maps(str(tmp_path / "uid_map")) is enough
+    facts = Facts(0, "6.1", {"/proc/self/uid_map": text, "/proc/self/gid_map": text})
+    assert probe.judge_identities(facts, None, Outcome()).enforced is enough
 
 
-def cgroup_layers(tree: Tree) -> dict[str, Layer]:
-    """Return the layers that the cgroups give, by name."""
-    return {layer.name: layer for layer in probe._cgroups(tree)}
+GRANT = Grant(Ids(100_000, 65_536), Ids(100_000, 65_536), "newuidmap", "newgidmap")
 
 
-def test_a_version_1_host(tmp_path: Path) -> None:
-    """A host with version 1 alone enforces the limits and not the kill in one write."""
-    found = cgroup_layers(Tree("node", [Hierarchy(tmp_path, 1, frozenset({"memory", "cpu", "pids"}))]))
-    assert {name for name, layer in found.items() if not layer.enforced} == {"kill"}
-    assert found["kill"].remedy
+def test_an_ordinary_users_range() -> None:
+    """A grant that could be mapped counts; one that could not, or none, does not, and says what mends it."""
+    user = Facts(1000, "6.1")
+    assert probe.judge_identities(user, GRANT, Outcome()).enforced
+    # What failed later has nothing to do with ids.
+    assert probe.judge_identities(user, GRANT, Outcome("proc", errno.EPERM)).enforced
+    said = "newuidmap: write to uid_map failed"
+    unmapped = probe.judge_identities(user, GRANT, Outcome("map", errno.EPERM, said))
+    assert not unmapped.enforced
+    assert said in unmapped.detail
+    assert "set-user-id" in unmapped.remedy
+    assert not probe.judge_identities(user, GRANT, Outcome("groups", errno.EPERM)).enforced
+    none = probe.judge_identities(user, Refusal("no line", "add one"), Outcome())
+    assert none == Layer("uid-range", False, "no line", "add one")
 
 
-def test_a_host_without_cgroups() -> None:
-    """A host without cgroups enforces none of the four, and each has a remedy."""
-    found = cgroup_layers(Tree("node", []))
-    assert set(found) == {"memory", "cpu", "pids", "kill"}
-    assert not any(layer.enforced for layer in found.values())
-    assert all(layer.remedy for layer in found.values())
+@pytest.mark.parametrize(
+    ("version", "number", "container", "enforced", "told"),
+    [
+        (7, 0, "", True, "ABI 7"),
+        (6, 0, "", True, "ABI 6"),
+        (5, 0, "", True, "ABI 5; partial, without scopes for signals and abstract sockets (ABI 6)"),
+        (1, 0, "", True, "truncation (ABI 3), TCP (ABI 4), device ioctls (ABI 5)"),
+        (0, errno.ENOSYS, "", False, "the kernel has no Landlock"),
+        (0, errno.EOPNOTSUPP, "", False, "it is off"),
+        (0, errno.EPERM, "docker", False, "refused by the container's seccomp profile"),
+    ],
+)
+def test_landlocks_versions(version: int, number: int, container: str, enforced: bool, told: str) -> None:
+    """Any Landlock is on and an old one's gaps are named; none, one that is off and a refused one differ."""
+    facts = Facts(0, "6.1", variables={"container": container} if container else {})
+    layer = probe.judge_landlock(version, number, facts)
+    assert layer.enforced is enforced
+    assert told in layer.detail
+    assert ("partial" in layer.detail) == (0 < version < 6)
+    assert bool(layer.remedy) is not enforced
 
 
-@pytest.mark.parametrize(("version", "limit"), [(1, "memory.memsw.limit_in_bytes"), (2, "memory.swap.max")])
-def test_swap_that_cannot_be_limited(
-    version: int, limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Memory does not count as enforced where swap is on and cannot be limited."""
-    swaps = "Filename Type Size Used Priority\n/dev/vdb partition 1 0 -2\n"
-    monkeypatch.setattr(probe, "_text", lambda path: swaps if path == "/proc/swaps" else "")
-    tree = Tree("node", [Hierarchy(tmp_path, version, frozenset({"memory"}))])
-    node = tree.roots[tmp_path]
-    node.mkdir(parents=True)
-    assert not cgroup_layers(tree)["memory"].enforced
-    (node / limit).touch()
-    assert cgroup_layers(tree)["memory"].enforced
-    swaps = "Filename Type Size Used Priority\n"
-    (node / limit).unlink()
-    assert cgroup_layers(tree)["memory"].enforced
+@pytest.mark.parametrize("version", range(1, 9))
+def test_all_that_an_abi_can_is_handled(version: int) -> None:
+    """What a version of Landlock added is in the handled set from that version on, and never before."""
+    files, tcp, scopes = landlock.handled(version)
+    has = {
+        2: bool(files & landlock.REFER),
+        3: bool(files & landlock.TRUNCATE),
+        4: bool(tcp),
+        5: bool(files & landlock.IOCTL_DEV),
+        6: bool(scopes),
+    }
+    assert has == {since: version >= since for since in landlock.FEATURES}
+
+
+def test_seccomp_is_known_by_its_actions() -> None:
+    """A kernel counts when it can answer an errno and kill a process."""
+    path = "/proc/sys/kernel/seccomp/actions_avail"
+    assert probe.judge_seccomp(Facts(0, "6.1", {path: "kill_process kill_thread trap errno"})).enforced
+    assert not probe.judge_seccomp(Facts(0, "6.1", {path: "kill_thread trap"})).enforced
+    assert not probe.judge_seccomp(Facts(0, "6.1")).enforced

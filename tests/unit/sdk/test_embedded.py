@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,21 +49,28 @@ print(endpoint.runtime.directory, flush=True)
 
 
 @pytest.fixture
-def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home() -> Iterator[Path]:
+    """A directory whose path leaves room for a socket's name, whoever runs the tests."""
+    with tempfile.TemporaryDirectory(prefix="play-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def play(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Put services that are played on the path, and let go of everything that the environment names."""
     for name in _supervisor.NAMES:
-        package = tmp_path / "path" / f"hayflick_{name}"
+        package = home / "path" / f"hayflick_{name}"
         package.mkdir(parents=True)
         (package / "__init__.py").touch()
         (package / "__main__.py").write_text(SERVICE)
-    (tmp_path / "run").mkdir(mode=0o700)
+    (home / "run").mkdir(mode=0o700)
     for variable in _embedded.VARIABLES.values():
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    monkeypatch.setenv("PLAY", str(tmp_path / "play"))
-    yield tmp_path
-    assert list((tmp_path / "run").iterdir()) == []
+    monkeypatch.setenv("PYTHONPATH", str(home / "path"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(home / "run"))
+    monkeypatch.setenv("PLAY", str(home / "play"))
+    yield home
+    assert list((home / "run").iterdir()) == []
 
 
 def said(home: Path) -> list[list[object]]:

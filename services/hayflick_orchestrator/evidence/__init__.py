@@ -1,0 +1,1 @@
+"""Evidence: what a frozen family looked like, captured from outside, bundled, kept and handed out."""
