@@ -60,6 +60,7 @@ class Presented:
     manifest: Manifest
     signature_valid: bool
     status: ManifestStatus | None
+    key_revoked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +226,13 @@ def check_presented(presented: Presented) -> Denial | None:
             ErrorReason.ERROR_REASON_MANIFEST_SIGNATURE_INVALID,
             "deny_signature",
             "the manifest was not issued under this contract, or was changed since",
+        )
+    if presented.key_revoked:
+        return Denial(
+            ErrorReason.ERROR_REASON_KEY_REVOKED,
+            "deny_key_revoked",
+            f"key {manifest.key_id}, which signed the manifest, was revoked; ask for another manifest",
+            {"key_id": manifest.key_id},
         )
     if presented.status is ManifestStatus.REGISTERED:
         return Denial(

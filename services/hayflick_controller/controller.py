@@ -14,6 +14,7 @@ from hayflick_controller.clock import MICROSECONDS, Clock, wall_clock_us
 from hayflick_controller.contracts import Contracts
 from hayflick_controller.deaths import Deaths
 from hayflick_controller.decisions import Decisions
+from hayflick_controller.keys import Keys
 from hayflick_controller.killswitch import KillSwitch
 from hayflick_controller.nodes import Nodes
 from hayflick_controller.outbox import Outbox
@@ -85,6 +86,7 @@ class Controller:
         self._outbox = Outbox(self._store, config.logger)
         self._decisions = Decisions(self._store, self._outbox, self.clock, config.audit_timeout_seconds)
         self.contracts = Contracts(self._store, self._decisions, self.clock)
+        self.keys = Keys(self._store, self._decisions, self.clock)
         self.births = Births(self._decisions, self.nodes, self.clock)
         self.deaths = Deaths(self._decisions, self._pursuit, self._roster, self.clock)
         self.kill_switch = KillSwitch(self._decisions, self._pursuit, self._roster, self.clock)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from hayflick_controller.clock import seconds
-from hayflick_controller.model import Contract, Event, Exit, Latch, Manifest, Node, Scope, Worker
+from hayflick_controller.model import Contract, Event, Exit, Key, Latch, Manifest, Node, Scope, Worker
 from hayflick_rpc.errors import reason_name
 from hayflick_rpc.wire import ID_PATTERN
 
@@ -42,6 +42,25 @@ def contract_created(contract: Contract) -> Event:
             "key_id": contract.key_id,
         },
     )
+
+
+def key_rotated(key: Key, before: str, reason: str) -> Event:
+    """A contract's new manifests are signed with *key* from now on."""
+    details: dict[str, Detail] = {
+        "decision": "key_rotated",
+        "key_id": key.key_id,
+        "previous_key_id": before,
+        "reason": reason,
+    }
+    return Event("audit", key.create_us, contract_id=key.contract_id, details=details)
+
+
+def key_revoked(key: Key, successor: Key | None, now_us: int, reason: str) -> Event:
+    """What *key* signed is refused from now on."""
+    details: dict[str, Detail] = {"decision": "key_revoked", "key_id": key.key_id, "reason": reason}
+    if successor is not None:
+        details["successor_key_id"] = successor.key_id
+    return Event("audit", now_us, contract_id=key.contract_id, details=details)
 
 
 def replication_requested(manifest: Manifest, root_id: str, reason: str) -> Event:

@@ -198,6 +198,25 @@ class Contract:
 
 
 @dataclass(frozen=True, slots=True)
+class Key:
+    """A key that signs manifests, without its secret.
+
+    Attributes:
+        key_id: Its name.
+        contract_id: Whose manifests it signs.
+        create_us: When it was made.
+        retire_us: When another took its place.
+        revoke_us: When it was revoked; what it signed is refused from then on.
+    """
+
+    key_id: str
+    contract_id: str
+    create_us: int
+    retire_us: int | None = None
+    revoke_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The signed permission for one birth."""
 

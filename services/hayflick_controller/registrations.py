@@ -59,7 +59,8 @@ def decide(
     secret = tx.secret(manifest.key_id, manifest.contract_id)
     valid = secret is not None and signing.verify(manifest, secret)
     status = tx.manifest_status(manifest.manifest_id) if valid else None
-    presented = Presented(manifest, valid, status)
+    key = tx.key(manifest.key_id) if valid else None
+    presented = Presented(manifest, valid, status, key is not None and key.revoke_us is not None)
     denial = admission.check_presented(presented)
     if denial is not None:
         return _deny(tx, denial, manifest, now_us)

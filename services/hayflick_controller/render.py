@@ -13,6 +13,7 @@ from hayflick_controller.model import (
     EndReason,
     Event,
     Exit,
+    Key,
     Latch,
     Manifest,
     Policy,
@@ -168,6 +169,17 @@ def latch(value: Latch) -> resources_pb2.KillSwitch:
     if value.change_us:
         wire.change_time.CopyFrom(stamp(value.change_us))
     return wire
+
+
+def key(value: Key) -> controller_pb2.Key:
+    """Return *value* for the wire; it has no secret to leave out."""
+    return controller_pb2.Key(
+        key_id=value.key_id,
+        contract_id=value.contract_id,
+        create_time=stamp(value.create_us),
+        retire_time=None if value.retire_us is None else stamp(value.retire_us),
+        revoke_time=None if value.revoke_us is None else stamp(value.revoke_us),
+    )
 
 
 def contract(value: Contract, kill_switch: Latch, *, with_pickled: bool = True) -> resources_pb2.Contract:

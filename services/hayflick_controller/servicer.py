@@ -54,6 +54,25 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
     ) -> pb.ListContractsResponse:
         return await self._controller.contracts.page(request.page_size, request.page_token)
 
+    async def RotateKey(self, request: pb.RotateKeyRequest, context: Context) -> pb.RotateKeyResponse:
+        return await self._controller.keys.rotate(
+            _identify(request),
+            wire.require_id("contract_id", request.contract_id),
+            parse.secret(request.secret),
+            parse.required("reason", request.reason),
+        )
+
+    async def RevokeKey(self, request: pb.RevokeKeyRequest, context: Context) -> pb.RevokeKeyResponse:
+        return await self._controller.keys.revoke(
+            _identify(request),
+            wire.require_id("key_id", request.key_id),
+            parse.required("reason", request.reason),
+        )
+
+    async def ListKeys(self, request: pb.ListKeysRequest, context: Context) -> pb.ListKeysResponse:
+        contract_id = _optional_id("contract_id", request.contract_id)
+        return await self._controller.keys.page(contract_id, request.page_size, request.page_token)
+
     async def IssueManifest(
         self, request: pb.IssueManifestRequest, context: Context
     ) -> pb.IssueManifestResponse:

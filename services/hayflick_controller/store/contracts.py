@@ -1,10 +1,10 @@
-"""Contracts: their policies, keys and populations."""
+"""Contracts: their policies and populations."""
 
 from __future__ import annotations
 
 from sqlalchemy import bindparam, insert, select, tuple_, update
 
-from hayflick_controller.model import Contract, StopCondition
+from hayflick_controller.model import Contract, Key, StopCondition
 from hayflick_controller.store import rows, schema
 from hayflick_controller.store.part import Part
 
@@ -16,9 +16,6 @@ CONDITIONS = (
     select(conditions)
     .where(conditions.c.contract_id == bindparam("contract_id"))
     .order_by(conditions.c.position)
-)
-SECRET = select(keys.c.secret).where(
-    keys.c.key_id == bindparam("key_id"), keys.c.contract_id == bindparam("contract_id")
 )
 POPULATION = (
     update(contracts)
@@ -49,10 +46,8 @@ class Contracts(Part):
         self._driver.run(
             ADD_KEY,
             {
-                "key_id": contract.key_id,
-                "contract_id": contract.contract_id,
+                **rows.key_values(Key(contract.key_id, contract.contract_id, contract.create_us)),
                 "secret": secret,
-                "create_us": contract.create_us,
             },
         )
 
@@ -69,15 +64,6 @@ class Contracts(Part):
             query = query.where(place < before)
         found = self._driver.connection.execute(query.limit(limit)).all()
         return [rows.contract(row, self._conditions(row.contract_id)) for row in found]
-
-    def secret(self, key_id: str, contract_id: str) -> bytes | None:  # noqa: D102
-        known = self._immutable.secrets.get((key_id, contract_id))
-        if known is None:
-            row = self._driver.one(SECRET, {"key_id": key_id, "contract_id": contract_id})
-            if row is None:
-                return None
-            known = self._immutable.secrets[key_id, contract_id] = bytes(row.secret)
-        return known
 
     def _conditions(self, contract_id: str) -> tuple[StopCondition, ...]:
         known = self._immutable.conditions.get(contract_id)

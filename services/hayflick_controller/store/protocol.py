@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         Answer,
         Contract,
         Event,
+        Key,
         Latch,
         Manifest,
         ManifestStatus,
@@ -124,6 +125,20 @@ class Tx(Protocol):
 
     def secret(self, key_id: str, contract_id: str) -> bytes | None:
         """Return the secret of a contract's key."""
+
+    # Keys
+
+    def add_key(self, key: Key, secret: bytes) -> None:
+        """Add *key* and make it the current one of its contract."""
+
+    def put_key(self, key: Key) -> None:
+        """Write when *key* was retired and revoked."""
+
+    def key(self, key_id: str) -> Key | None:
+        """Return a key."""
+
+    def keys(self, before: tuple[int, str] | None, limit: int, contract_id: str = "") -> list[Key]:
+        """Return at most *limit* keys, newest first, that come after (create_us, id) *before*."""
 
     # Latches
 

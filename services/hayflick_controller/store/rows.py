@@ -10,6 +10,7 @@ from hayflick_controller.model import (
     Contract,
     EndReason,
     Exit,
+    Key,
     Latch,
     Manifest,
     ManifestStatus,
@@ -78,6 +79,22 @@ def contract(row: Row[Any], stop_conditions: tuple[StopCondition, ...]) -> Contr
         reserved_count=row.reserved_count,
         population_version=row.population_version,
     )
+
+
+def key_values(key_: Key) -> Values:
+    """Return *key_* as a row, but for its secret."""
+    return {
+        "key_id": key_.key_id,
+        "contract_id": key_.contract_id,
+        "create_us": key_.create_us,
+        "retire_us": key_.retire_us,
+        "revoke_us": key_.revoke_us,
+    }
+
+
+def key(row: Row[Any]) -> Key:
+    """Return the key in *row*."""
+    return Key(row.key_id, row.contract_id, row.create_us, row.retire_us, row.revoke_us)
 
 
 def condition_values(contract_id: str, position: int, condition: StopCondition) -> Values:

@@ -79,6 +79,9 @@ keys = Table(
     Column("contract_id", ForeignKey("contracts.contract_id"), nullable=False),
     Column("secret", LargeBinary, nullable=False),
     Column("create_us", BigInteger, nullable=False),
+    Column("retire_us", BigInteger),
+    Column("revoke_us", BigInteger),
+    Index("ix_keys_create_us_key_id", "create_us", "key_id"),
 )
 
 latches = Table(

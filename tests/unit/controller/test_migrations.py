@@ -11,6 +11,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from hayflick_controller.store import (
     answers,
     contracts,
+    keys,
     latches,
     manifests,
     migrations,
@@ -22,7 +23,7 @@ from hayflick_controller.store import (
 )
 from hayflick_controller.store.prepared import Prepared
 
-PARTS = (answers, contracts, latches, manifests, nodes, outbox, workers)
+PARTS = (answers, contracts, keys, latches, manifests, nodes, outbox, workers)
 STATEMENTS = {
     name: value
     for part in PARTS
