@@ -33,6 +33,7 @@ from hayflick_orchestrator.worker_tasks import WorkerTasks
 from hayflick_rpc.audit import AuditClient
 from hayflick_rpc.channel import connect
 from hayflick_rpc.server import serve
+from hayflick_sandbox.controllers import io_layer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,7 +140,7 @@ class Orchestrator:
             tasks,
             transfers=Transfers(self._supervisor, self._records),
             evidence=self._evidence,
-            layers=layers,
+            layers=(*layers, io_layer(tree)),
             on_launch=self._link.nudge,
         )
         self._duties: list[asyncio.Task[None]] = []
