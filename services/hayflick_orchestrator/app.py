@@ -13,6 +13,7 @@ from hayflick.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from hayflick.v1.controller_pb2 import Scope
 from hayflick.v1.resources_pb2 import EndReason
 from hayflick.v1.resources_pb2 import Worker as WorkerMessage
+from hayflick_orchestrator.attestation import Attestor
 from hayflick_orchestrator.calls import WorkerCalls
 from hayflick_orchestrator.controller_client import ControllerClient, Session
 from hayflick_orchestrator.controller_link import ControllerLink
@@ -76,10 +77,12 @@ class Orchestrator:
         self._audit = AuditClient(config.logger, source)
         self._records = Records(self._audit)
         self._egress = Egress(self._records, uids.lease if os.geteuid() == 0 else lambda: None)
+        attestor = Attestor(zygote.seccomp_sha256)
         self._host = Host(
             zygote,
             tree,
             uids,
+            attestor=attestor,
             missing=missing,
             launches_at_once=config.launches_at_once,
             on_zygote_death=self._zygote_died,
@@ -100,6 +103,7 @@ class Orchestrator:
             self._supervisor,
             controller,
             self._records,
+            attestor=attestor,
             degraded=degraded,
             ready_timeout_seconds=config.ready_timeout_seconds,
             open_doors=self._open_doors,
@@ -108,6 +112,7 @@ class Orchestrator:
             self._channel,
             node_id=config.node_id,
             address=config.listen,
+            public_key=attestor.public_key,
             session=session,
             population=self._population,
             supervisor=self._supervisor,
@@ -141,6 +146,7 @@ class Orchestrator:
             transfers=Transfers(self._supervisor, self._records),
             evidence=self._evidence,
             layers=(*layers, io_layer(tree)),
+            public_key=attestor.public_key,
             on_launch=self._link.nudge,
         )
         self._duties: list[asyncio.Task[None]] = []
