@@ -15,6 +15,7 @@ from hayflick.v1.resources_pb2 import EndReason
 from hayflick.v1.resources_pb2 import Worker as WorkerMessage
 from hayflick_orchestrator.attestation import Attestor
 from hayflick_orchestrator.calls import WorkerCalls
+from hayflick_orchestrator.census_taker import CensusTaker
 from hayflick_orchestrator.controller_client import ControllerClient, Session
 from hayflick_orchestrator.controller_link import ControllerLink
 from hayflick_orchestrator.egress_client import Egress
@@ -130,6 +131,13 @@ class Orchestrator:
         )
         tasks.dispatch_for = calls.dispatch_for
         self._worker_service = WorkerGate(config.listen, calls)
+        self._census = CensusTaker(
+            self._host,
+            self._population,
+            self._records,
+            node_id=config.node_id,
+            interval_seconds=config.census_seconds,
+        )
         self._evidence = EvidenceDesk(
             Store(config.data_dir / "evidence", config.evidence_total_bytes),
             self._host.members,
@@ -157,6 +165,7 @@ class Orchestrator:
         self._duties = [
             asyncio.create_task(self._link.run(), name="controller link"),
             asyncio.create_task(self._supervisor.sweep(), name="heartbeat sweep"),
+            asyncio.create_task(self._census.run(), name="census"),
         ]
         for duty in self._duties:
             duty.add_done_callback(self._duty_ended)
@@ -220,6 +229,7 @@ class Orchestrator:
         await self._worker_service.stop()
         await self._evidence.close()
         await self._egress.stop()
+        await self._census.close()
         await self._host.close()
         await self._audit.close(FAREWELL_SECONDS)
         await self._channel.close()

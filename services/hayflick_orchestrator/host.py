@@ -78,6 +78,11 @@ class Host:
         return self._alive
 
     @property
+    def tree(self) -> Tree:
+        """This node's control groups, to look at."""
+        return self._tree
+
+    @property
     def sandboxes(self) -> tuple[Sandbox, ...]:
         """Those whose processes live, or may."""
         return tuple(self._sandboxes.values())

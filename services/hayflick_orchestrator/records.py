@@ -125,6 +125,13 @@ class Records:
         """Note a connection of *worker* through the proxy, or one that it was refused."""
         self._note(_event("egress", worker, {"node_id": worker.node_id, **details}))
 
+    def census_drift(self, worker: Worker | None, details: Mapping[str, Any]) -> None:
+        """Note what the kernel shows and nobody declared, or the other way round."""
+        if worker is None:
+            self.node("census_drift", str(details["node_id"]), details)
+        else:
+            self._note(_event("census_drift", worker, details))
+
     def node(self, name: str, node_id: str, details: Mapping[str, Any]) -> None:
         """Note something about the node itself."""
         event = Event(event=name, timestamp=wire.timestamp(datetime.now(UTC)))
