@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 import sys
 
 from hayflick_sandbox import explain
 from hayflick_sandbox.cgroups import Tree
+from hayflick_sandbox.controllers import io_layer
 from hayflick_sandbox.doctor import examine, grade
 from hayflick_sandbox.identities import IdentitiesExhausted
 from hayflick_sandbox.policy import MIB, Limits, Policy
@@ -57,6 +59,8 @@ def _examine(policy: Policy, allowed: list[str], *, doctor: bool) -> int:
         layers = examine()
         print("\n".join(explain.table(layers)))
         print(explain.grades(*grade(layers)))
+        with contextlib.closing(Tree.create(f"probe-{os.getpid()}-{secrets.token_hex(4)}")) as tree:
+            print(f"beside the layers: {io_layer(tree).detail}")
         return 0 if all(layer.enforced for layer in layers) else 1
     tree = Tree.create(f"probe-{os.getpid()}-{secrets.token_hex(4)}")
     try:

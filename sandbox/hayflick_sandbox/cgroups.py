@@ -16,15 +16,18 @@ import contextlib
 import dataclasses
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hayflick_sandbox import delegation
+from hayflick_sandbox import delegation, disks
 from hayflick_sandbox.bounds import Bounds, HeldByKernel, settings
 from hayflick_sandbox.policy import Limits
 
 CONTROLLERS = ("memory", "cpu", "pids")
+# The last two are wanted, and not insisted on.
+_WANTED = frozenset({*CONTROLLERS, *disks.CONTROLLERS})
 OWN = "hayflick"
 ATTEMPTS = 10
 ROOT_PARTS = 3  # contract, root, leaf
@@ -76,9 +79,9 @@ def hierarchies(
         kind, _, options = after.split(maxsplit=2)
         if kind == "cgroup2":
             names = frozenset(read(Path(point, "cgroup.controllers")).split())
-            found.insert(0, Hierarchy(Path(point), 2, names & frozenset(CONTROLLERS), mounted))
+            found.insert(0, Hierarchy(Path(point), 2, names & _WANTED, mounted))
         elif kind == "cgroup":
-            ours = frozenset(options.split(",")) & frozenset(CONTROLLERS)
+            ours = frozenset(options.split(",")) & _WANTED
             if ours:
                 found.append(Hierarchy(Path(point), 1, ours, mounted))
     return found
@@ -109,6 +112,7 @@ class Tree:
         self._versions = {name: one.version for name, one in self._of.items()}
         self._bounds: dict[str, tuple[tuple[str, int], ...]] = {}
         self.roots = {one.root: one.root / OWN / node for one in used}
+        self.disks = self._throttled(disks.behind(("/", "/usr", sys.base_prefix, sys.prefix)))
 
     @classmethod
     def create(cls, node: str) -> Tree:
@@ -130,10 +134,29 @@ class Tree:
                 except OSError:
                     with contextlib.suppress(OSError):
                         _remove_own(one, directory)
-        return cls(node, used)
+        tree = cls(node, used)
+        idle = [one for one in used if one.controllers == {"blkio"}]
+        if tree.disks or not idle:
+            return tree
+        # A hierarchy in which nothing can be limited is only a cost to each birth.
+        for one in idle:
+            _remove_own(one, tree.roots[one.root])
+        return cls(node, [one for one in used if one not in idle])
+
+    def _throttled(self, candidates: Iterable[str]) -> tuple[str, ...]:
+        """Return those of *candidates* that the kernel takes a limit for, shown by setting none."""
+        taken = []
+        for disk in candidates:
+            for name, value in disks.unlimited(self._versions, disk):
+                with contextlib.suppress(OSError):
+                    _write(self.roots[self._of[name.partition(".")[0]].root] / name, value)
+                    taken.append(disk)
+        return tuple(taken)
 
     def enforces(self, what: str) -> bool:
-        """Return whether *what* is enforced: ``memory``, ``cpu``, ``pids`` or ``kill``."""
+        """Return whether *what* is enforced: ``memory``, ``cpu``, ``pids``, ``io`` or ``kill``."""
+        if what == "io":
+            return bool(self.disks)
         return self._unified is not None if what == "kill" else what in self._of
 
     def add(self, path: str, limits: Limits | None = None, bounds: Bounds | None = None) -> None:
@@ -161,7 +184,9 @@ class Tree:
         except BlockingIOError as error:  # EAGAIN: cgroup.max.descendants or cgroup.max.depth
             raise HeldByKernel(self._held_by(parts)) from error
         if limits is not None:
-            written += [(f"{path}/{LEAF}", *one) for one in settings(limits, self._versions)]
+            leaf = f"{path}/{LEAF}"
+            written += [(leaf, *one) for one in settings(limits, self._versions)]
+            written += [(leaf, *one) for one in disks.settings(limits, self._versions, self.disks)]
         for where, name, value in written:
             controller = name.partition(".")[0]
             _write(self._directory(self._of[controller], where) / name, value)

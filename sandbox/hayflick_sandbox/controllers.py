@@ -70,6 +70,23 @@ def layers(tree: Tree, facts: Facts) -> Iterator[Layer]:
         yield Layer("kill", False, f"{detail}: {lacks}", remedy)
 
 
+def io_layer(tree: Tree) -> Layer:
+    """Return the layer "io", which is told of and never insisted on.
+
+    Nothing that a worker can write lies on a disk; what it reads there is what it is
+    shown read-only.
+    """
+    if tree.enforces("io"):
+        return Layer("io", True, f"each worker's reads from {', '.join(tree.disks)} are limited")
+    return Layer(
+        "io",
+        False,
+        "workers' reads from disk are not limited: there is no io controller here, or no disk it could name",
+        "where files lie on a block device: echo +io > /sys/fs/cgroup/cgroup.subtree_control; "
+        "workers run without it",
+    )
+
+
 def missing(name: str, used: list[Hierarchy], facts: Facts) -> tuple[str, str]:
     """Return why *name*, a controller or "kill", is not to be had, and what mends it here."""
     mounted = mounts(facts.text("/proc/self/mountinfo"))

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import prctl
 
-from hayflick_sandbox import families, messages, tasks, transfer
+from hayflick_sandbox import families, messages, selfprobe, tasks, transfer
 from hayflick_sandbox.messages import (
     Beat,
     Introduce,
@@ -34,6 +34,7 @@ from hayflick_sandbox.messages import (
     Transfer,
 )
 from hayflick_sandbox.process import CHANNEL_FD, KeepDescriptors, NameHost
+from hayflick_sandbox.selfprobe import Facts
 from hayflick_sandbox.steps import Step
 
 MAX_DESCRIPTORS = 3
@@ -44,6 +45,7 @@ def main(
     channel_fd: int,
     environment: Mapping[str, str],
     *,
+    facts: Facts,
     beat_seconds: float,
     cpu_time_seconds: int | None,
 ) -> NoReturn:
@@ -57,11 +59,20 @@ def main(
         if opened is not None:
             prctl.set_name("hayflick-init")
             channel = socket.socket(fileno=CHANNEL_FD)
+            _say_found(channel, facts, own.hostname, opened)
             _say_ready(channel, opened)
             Init(channel, {**environment, **own.environment}, beat_seconds, cpu_time_seconds).serve()
             status = 0
     finally:
         os._exit(status)
+
+
+def _say_found(channel: socket.socket, facts: Facts, hostname: str, opened: dict[str, int]) -> None:
+    """Tell the orchestrator how well this sandbox holds, before it is called ready."""
+    try:
+        channel.send(messages.encode(selfprobe.examine(facts, hostname, opened.values())))
+    except BrokenPipeError:
+        os._exit(0)
 
 
 def _say_ready(channel: socket.socket, opened: dict[str, int]) -> None:

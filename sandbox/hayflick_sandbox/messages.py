@@ -10,17 +10,36 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 M = TypeVar("M")
 
 MAX_PACKET_BYTES = 64 * 1024
 # What init may send with Ready, in the order that it names them.
 DESCRIPTORS = ("worker_service", "proxy")
+MAX_FINDINGS = 256
+MAX_NAME_CHARS = 64
+MAX_SEEN_CHARS = 200
 
 
 class ProtocolViolation(Exception):
     """A packet that no init of ours sends."""
+
+
+class Finding(NamedTuple):
+    """What one check of the self-probe found: its name, whether it held, what the kernel answered."""
+
+    name: str
+    held: bool
+    seen: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """The sandbox was checked from inside; comes once, just before :class:`Ready`."""
+
+    findings: tuple[Finding, ...]
+    elapsed_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +87,7 @@ class TaskExited:
     max_rss_bytes: int
 
 
-FromInit = Ready | SetupFailed | Beat | TaskStarted | TaskExited
+FromInit = Probed | Ready | SetupFailed | Beat | TaskStarted | TaskExited
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +142,7 @@ class Transfer:
 ToInit = Introduce | RunTask | KillTask | Transfer
 
 _FROM_INIT: dict[str, Callable[..., FromInit]] = {
-    kind.__name__: kind for kind in (Ready, SetupFailed, Beat, TaskStarted, TaskExited)
+    kind.__name__: kind for kind in (Probed, Ready, SetupFailed, Beat, TaskStarted, TaskExited)
 }
 _TO_INIT: dict[str, Callable[..., ToInit]] = {
     kind.__name__: kind for kind in (Introduce, RunTask, KillTask, Transfer)
@@ -131,6 +150,8 @@ _TO_INIT: dict[str, Callable[..., ToInit]] = {
 # What each field may be; a field that is not named here is not in any message.
 _FIELDS: dict[str, tuple[type, ...]] = {
     "descriptors": (tuple,),
+    "findings": (tuple,),
+    "elapsed_us": (int,),
     "step": (str,),
     "errno": (int,),
     "message": (str,),
@@ -163,6 +184,8 @@ def parse_from_init(packet: bytes) -> FromInit:
         ProtocolViolation: it is not exactly one of :data:`FromInit`.
     """
     name, fields = _split(packet)
+    if "findings" in fields:
+        fields["findings"] = _findings(fields["findings"])
     kind = _FROM_INIT.get(name)
     if "descriptors" in fields:
         fields["descriptors"] = _descriptors(fields["descriptors"])
@@ -199,6 +222,21 @@ def _descriptors(names: object) -> tuple[str, ...]:
     ):
         raise ProtocolViolation("descriptors that no init of ours sends")
     return tuple(names)
+
+
+def _findings(values: object) -> tuple[Finding, ...]:
+    if not isinstance(values, list) or len(values) > MAX_FINDINGS:
+        raise ProtocolViolation("findings that no init of ours sends")
+    findings = []
+    for value in values:
+        match value:
+            case [str() as name, bool() as held, str() as seen] if (
+                len(name) <= MAX_NAME_CHARS and len(seen) <= MAX_SEEN_CHARS
+            ):
+                findings.append(Finding(name, held, seen))
+            case _:
+                raise ProtocolViolation("a finding that no init of ours sends")
+    return tuple(findings)
 
 
 def _split(packet: bytes) -> tuple[str, dict[str, Any]]:

@@ -25,13 +25,15 @@ _RANGES: dict[str, tuple[int, int]] = {
     "workspace_bytes": (0, MAX_INTEGER),
     "tmp_bytes": (0, MAX_INTEGER),
     "stack_bytes": (64 * 1024, 1024 * MIB),
+    "io_read_bytes_per_second": (MIB, MAX_INTEGER),
+    "io_reads_per_second": (10, 1_000_000_000),
     "cpu_time_seconds": (1, MAX_INTEGER),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a worker may use. Every limit is enforced by the kernel.
+    """How much a worker may use. Every limit is enforced by the kernel, those of io where it can.
 
     Attributes:
         memory_bytes: All its processes and private file systems together.
@@ -42,6 +44,9 @@ class Limits:
         workspace_bytes: Its private ``/workspace``.
         tmp_bytes: Its private ``/tmp``, and ``/dev/shm`` likewise.
         stack_bytes: Stack of each process.
+        io_read_bytes_per_second: From each disk behind what it is shown read-only,
+            where the host has the controller; nothing of its own lies on a disk.
+        io_reads_per_second: The same, in operations.
         cpu_time_seconds: CPU time of each process; ``None`` for no limit.
     """
 
@@ -54,6 +59,8 @@ class Limits:
     tmp_bytes: int = 64 * MIB
     stack_bytes: int = 8 * MIB
     cpu_time_seconds: int | None = None
+    io_read_bytes_per_second: int = 128 * MIB
+    io_reads_per_second: int = 4_000
 
     def __post_init__(self) -> None:
         """Check every value.

@@ -17,10 +17,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from hayflick_sandbox import messages
+from hayflick_sandbox import landlock, messages, outside
 from hayflick_sandbox.cgroups import Tree, Usage
+from hayflick_sandbox.grades import criteria, judge
 from hayflick_sandbox.identities import UidRange, claim_range
-from hayflick_sandbox.messages import Beat, Ready, RunTask, SetupFailed, TaskExited, TaskStarted
+from hayflick_sandbox.messages import Beat, Probed, Ready, RunTask, SetupFailed, TaskExited, TaskStarted
+from hayflick_sandbox.outside import Sight
 from hayflick_sandbox.policy import Policy
 from hayflick_sandbox.probe import Layer, probe, require
 from hayflick_sandbox.zygote_client import (
@@ -175,6 +177,10 @@ class Session:
             message = _receive(channel, READY_SECONDS)
             if isinstance(message, SetupFailed):
                 raise SandboxFailed(f"{message.step}: {message.message}", message.step, message.errno)
+            if not isinstance(message, Probed):
+                raise SandboxFailed("its init did not say how well it holds")
+            self._require_confined(message, Sight(self._tree, name, answer.pid, uid, policy.limits))
+            message = _receive(channel, READY_SECONDS)
             if not isinstance(message, Ready):
                 raise SandboxFailed("its init did not report ready")
         except BaseException:
@@ -182,6 +188,12 @@ class Session:
             self._end(name, answer)
             raise
         return channel, answer
+
+    def _require_confined(self, probed: Probed, sight: Sight) -> None:
+        findings = (*probed.findings, *outside.observe(sight))
+        missing = judge(criteria(landlock.abi()), findings).short_of("C")
+        if missing is not None:
+            raise SandboxFailed(f"it does not hold: {missing.name}: {missing.seen}")
 
     def _run_task(self, channel: socket.socket, order: bytes, sink: Sink) -> TaskExited:
         channel.setblocking(True)

@@ -9,10 +9,11 @@ when its operator let it go by name (see :mod:`hayflick_sandbox.probe`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from hayflick_sandbox import landlock
 from hayflick_sandbox.doors import PROXY_ADDRESS, OpenProxy, OpenWorkerService
 from hayflick_sandbox.mounts import (
     EnterRoot,
@@ -37,8 +38,12 @@ from hayflick_sandbox.process import (
     OwnKeyring,
     TakeIdentity,
 )
+from hayflick_sandbox.selfprobe import Facts, PlantCanary
 from hayflick_sandbox.template import Template
 from hayflick_sandbox.walls import ApplyLandlock, FilterSystemCalls
+
+# What a task's environment may begin with; its policy adds to them by name.
+VARIABLES = frozenset({"HOME", "LANG", "PATH", "PWD", "TMPDIR", "USER"})
 
 
 class Step(Protocol):
@@ -61,13 +66,25 @@ class Step(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What is the same for every sandbox of one zygote."""
+    """What is the same for every sandbox of one zygote.
+
+    Attributes:
+        template: What its root is cut from.
+        last_capability: The highest that the kernel has.
+        degraded: Layers that this machine lacks and the operator let go.
+        filters: The compiled seccomp filters, in the order to install them.
+        inet_filters: The same for workers that may make AF_INET sockets.
+        namespaces: The inode of each namespace that the orchestrator is in.
+        inherited_filters: How many seccomp filters the zygote itself is under.
+    """
 
     template: Template
     last_capability: int
     degraded: frozenset[str]
     filters: tuple[bytes, ...]
     inet_filters: tuple[bytes, ...]
+    namespaces: Mapping[str, int] = field(default_factory=dict)
+    inherited_filters: int = 0
 
 
 def plan(
@@ -106,7 +123,7 @@ def plan(
         EnterRoot(),
         NameHost(policy.hostname),
     ]
-    steps += [OwnKeyring(), LimitResources(limits, address_space=not present({"memory"})), LeaveSession()]
+    steps += [OwnKeyring(), _resource_limits(policy, host), LeaveSession(), PlantCanary()]
     if present({"landlock"}):
         steps.append(
             ApplyLandlock(tcp=policy.loopback, connect_port=PROXY_ADDRESS[1] if policy.proxy else None)
@@ -117,3 +134,20 @@ def plan(
         FilterSystemCalls(host.inet_filters if policy.inet else host.filters),
     ]
     return steps
+
+
+def facts(policy: Policy, host: Host, environment: Mapping[str, str]) -> Facts:
+    """Return what a sandbox of *policy* must be found to be, whatever its steps did."""
+    return Facts(
+        host_namespaces=host.namespaces,
+        filters=host.inherited_filters + len(host.filters),
+        inet=policy.inet,
+        rlimits=_resource_limits(policy, host).values(),
+        environment=environment,
+        variables=VARIABLES,
+        landlock_abi=landlock.abi(),
+    )
+
+
+def _resource_limits(policy: Policy, host: Host) -> LimitResources:
+    return LimitResources(policy.limits, address_space="memory" in host.degraded)

@@ -32,7 +32,7 @@ from typing import Any
 
 import prctl
 
-from hayflick_sandbox import init, steps, syscalls, template
+from hayflick_sandbox import init, selfprobe, steps, syscalls, template
 from hayflick_sandbox.networks import Networks
 from hayflick_sandbox.policy import Policy
 from hayflick_sandbox.template import WORKER_UID
@@ -99,6 +99,8 @@ class Zygote:
         for name in self._setup.preload:
             importlib.import_module(name)
         own_uid, own_gid = os.getuid(), os.getgid()
+        # Before we leave one of them.
+        namespaces = {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in selfprobe.NAMESPACES}
         inside = template.readable_paths(self._setup.readable)
         last_capability = int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
         host = steps.Host(
@@ -107,6 +109,8 @@ class Zygote:
             degraded=self._setup.degraded,
             filters=self._setup.filters,
             inet_filters=self._setup.inet_filters,
+            namespaces=namespaces,
+            inherited_filters=_inherited_filters(),
         )
         if own_uid == 0:
             os.setgroups([])
@@ -219,6 +223,7 @@ class Zygote:
                     plan,
                     channel,
                     environment(),
+                    facts=steps.facts(policy, self._host, environment()),
                     beat_seconds=request["beat_seconds"],
                     cpu_time_seconds=policy.limits.cpu_time_seconds,
                 )
@@ -302,6 +307,15 @@ def environment() -> dict[str, str]:
         "TMPDIR": "/tmp",
         "USER": "worker",
     }
+
+
+def _inherited_filters() -> int:
+    """Return how many seccomp filters this process is under: a container's, for one."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if name == "Seccomp_filters":
+            return int(value)
+    return 0
 
 
 def _write(path: str, text: str) -> None:

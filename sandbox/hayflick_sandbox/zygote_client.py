@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import hashlib
 import json
 import select
 import socket
@@ -66,12 +67,19 @@ Event = Started | LaunchFailed | Exited
 
 
 class Zygote:
-    """A running zygote."""
+    """A running zygote.
+
+    Attributes:
+        process: Itself.
+        socket: Our end of the line to it.
+        seccomp_sha256: Of the filters that it installs, in their order, by whether AF_INET is licensed.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, tree: Tree) -> None:
         self.process = process
         self.socket = sock
         self._tree = tree
+        self.seccomp_sha256: dict[bool, str] = {}
 
     @classmethod
     def start(
@@ -108,6 +116,11 @@ class Zygote:
                 start_new_session=True,
             )
         zygote = cls(process, ours, tree)
+        # Compiled here, so that the compiler is not in the zygote's memory.
+        programs = {inet: [seccomp.compile_filter(inet=inet, listener=False)] for inet in (False, True)}
+        zygote.seccomp_sha256 = {
+            inet: hashlib.sha256(b"".join(filters)).hexdigest() for inet, filters in programs.items()
+        }
         unified = [str(tree.roots[one.root]) for one in tree.hierarchies if one.version == 2]
         setup = {
             "preload": list(preload),
@@ -115,9 +128,8 @@ class Zygote:
             "degraded": list(degraded),
             "unified": unified[0] if unified else None,
             "legacy": [str(tree.roots[one.root]) for one in tree.hierarchies if one.version == 1],
-            # Compiled here, so that the compiler is not in the zygote's memory.
-            "filters": [seccomp.compile_filter(inet=False, listener=False).hex()],
-            "inet_filters": [seccomp.compile_filter(inet=True, listener=False).hex()],
+            "filters": [program.hex() for program in programs[False]],
+            "inet_filters": [program.hex() for program in programs[True]],
             "first_uid": None if uids is None or uids.grant is None else uids.first,
         }
         try:

@@ -13,7 +13,9 @@ from hayflick.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from hayflick.v1.controller_pb2 import Scope
 from hayflick.v1.resources_pb2 import EndReason
 from hayflick.v1.resources_pb2 import Worker as WorkerMessage
+from hayflick_orchestrator.attestation import Attestor
 from hayflick_orchestrator.calls import WorkerCalls
+from hayflick_orchestrator.census_taker import CensusTaker
 from hayflick_orchestrator.controller_client import ControllerClient, Session
 from hayflick_orchestrator.controller_link import ControllerLink
 from hayflick_orchestrator.egress_client import Egress
@@ -33,6 +35,7 @@ from hayflick_orchestrator.worker_tasks import WorkerTasks
 from hayflick_rpc.audit import AuditClient
 from hayflick_rpc.channel import connect
 from hayflick_rpc.server import serve
+from hayflick_sandbox.controllers import io_layer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,10 +78,12 @@ class Orchestrator:
         self._audit = AuditClient(config.logger, source)
         self._records = Records(self._audit)
         self._egress = Egress(self._records, uids.lease if os.geteuid() == 0 else lambda: None)
+        attestor = Attestor(zygote.seccomp_sha256)
         self._host = Host(
             zygote,
             tree,
             uids,
+            attestor=attestor,
             missing=missing,
             launches_at_once=config.launches_at_once,
             on_zygote_death=self._zygote_died,
@@ -99,6 +104,7 @@ class Orchestrator:
             self._supervisor,
             controller,
             self._records,
+            attestor=attestor,
             degraded=degraded,
             ready_timeout_seconds=config.ready_timeout_seconds,
             open_doors=self._open_doors,
@@ -107,6 +113,7 @@ class Orchestrator:
             self._channel,
             node_id=config.node_id,
             address=config.listen,
+            public_key=attestor.public_key,
             session=session,
             population=self._population,
             supervisor=self._supervisor,
@@ -124,6 +131,13 @@ class Orchestrator:
         )
         tasks.dispatch_for = calls.dispatch_for
         self._worker_service = WorkerGate(config.listen, calls)
+        self._census = CensusTaker(
+            self._host,
+            self._population,
+            self._records,
+            node_id=config.node_id,
+            interval_seconds=config.census_seconds,
+        )
         self._evidence = EvidenceDesk(
             Store(config.data_dir / "evidence", config.evidence_total_bytes),
             self._host.members,
@@ -139,7 +153,8 @@ class Orchestrator:
             tasks,
             transfers=Transfers(self._supervisor, self._records),
             evidence=self._evidence,
-            layers=layers,
+            layers=(*layers, io_layer(tree)),
+            public_key=attestor.public_key,
             on_launch=self._link.nudge,
         )
         self._duties: list[asyncio.Task[None]] = []
@@ -150,6 +165,7 @@ class Orchestrator:
         self._duties = [
             asyncio.create_task(self._link.run(), name="controller link"),
             asyncio.create_task(self._supervisor.sweep(), name="heartbeat sweep"),
+            asyncio.create_task(self._census.run(), name="census"),
         ]
         for duty in self._duties:
             duty.add_done_callback(self._duty_ended)
@@ -213,6 +229,7 @@ class Orchestrator:
         await self._worker_service.stop()
         await self._evidence.close()
         await self._egress.stop()
+        await self._census.close()
         await self._host.close()
         await self._audit.close(FAREWELL_SECONDS)
         await self._channel.close()

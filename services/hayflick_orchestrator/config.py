@@ -36,6 +36,9 @@ class Config:
         default=256 * 1024 * 1024,
         metadata={"help": "what bundles of evidence may have in all; oldest go first"},
     )
+    census_seconds: float = field(
+        default=5.0, metadata={"help": "how often what was declared is compared with what the kernel shows"}
+    )
     lifeline_fd: int | None = field(
         default=None, metadata={"help": "a descriptor whose end-of-file means: stop"}
     )
@@ -48,7 +51,7 @@ class Config:
         """
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", self.node_id, re.ASCII) or self.node_id in (".", ".."):
             raise ValueError("node_id: must be 1 to 64 characters of [A-Za-z0-9_.-]")
-        for name in ("ready_timeout_seconds", "heartbeat_timeout_seconds", "drain_seconds"):
+        for name in ("ready_timeout_seconds", "heartbeat_timeout_seconds", "drain_seconds", "census_seconds"):
             value = getattr(self, name)
             if not math.isfinite(value) or not 0 < value <= 3_600:
                 raise ValueError(f"{name}: must be above 0 and at most 3600")

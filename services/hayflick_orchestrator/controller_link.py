@@ -62,6 +62,7 @@ class ControllerLink:
         *,
         node_id: str,
         address: str,
+        public_key: bytes,
         session: Session,
         population: Everyone,
         supervisor: Supervisor,
@@ -73,6 +74,7 @@ class ControllerLink:
         )
         self._node_id = node_id
         self._address = address
+        self._public_key = public_key
         self._session = session
         self._population = population
         self._supervisor = supervisor
@@ -125,6 +127,7 @@ class ControllerLink:
             admitted = self._welcomed = True
             self._lease.welcomed(hello_at, wire.seconds(welcome.lease))
             self._session.opened(welcome.session)
+            self._supervisor.attest_again()
             self._lost = False
             log.info("connected to the controller")
             if welcome.stop_worker_ids:
@@ -159,6 +162,7 @@ class ControllerLink:
             address=self._address,
             worker_ids=members,
             python_version=PYTHON_VERSION,
+            attestation_public_key=self._public_key,
         )
         async with asyncio.timeout(WELCOME_SECONDS):
             await _live(call.write(ConnectNodeRequest(hello=hello)))

@@ -20,14 +20,17 @@ from hayflick_orchestrator.sandboxes import Sandbox, SandboxError
 from hayflick_rpc.errors import HayflickError
 from hayflick_sandbox.bounds import HeldByKernel
 from hayflick_sandbox.identities import IdentitiesExhausted, UidRange
+from hayflick_sandbox.outside import Sight, observe
 from hayflick_sandbox.zygote_client import Exited, LaunchFailed, Started, Zygote, ZygoteDied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from hayflick_orchestrator.attestation import Attestor
     from hayflick_sandbox.bounds import Bounds
     from hayflick_sandbox.cgroups import Tree, Usage
-    from hayflick_sandbox.policy import Policy
+    from hayflick_sandbox.messages import Finding
+    from hayflick_sandbox.policy import Limits, Policy
     from hayflick_sandbox.probe import Layer
 
 # How long the zygote may take to answer one request; it answers in milliseconds.
@@ -49,6 +52,7 @@ class Host:
         tree: Tree,
         uids: UidRange,
         *,
+        attestor: Attestor,
         missing: Sequence[Layer],
         launches_at_once: int,
         on_zygote_death: Callable[[], None],
@@ -56,6 +60,7 @@ class Host:
         self._zygote = zygote
         self._tree = tree
         self._uids = uids
+        self._attestor = attestor
         self._missing = tuple(missing)
         self._on_zygote_death = on_zygote_death
         self._sandboxes: dict[str, Sandbox] = {}
@@ -71,6 +76,11 @@ class Host:
     def alive(self) -> bool:
         """Whether the zygote still serves."""
         return self._alive
+
+    @property
+    def tree(self) -> Tree:
+        """This node's control groups, to look at."""
+        return self._tree
 
     @property
     def sandboxes(self) -> tuple[Sandbox, ...]:
@@ -136,8 +146,9 @@ class Host:
         bounds: Bounds | None = None,
         ready_timeout_seconds: float,
         still_wanted: Callable[[], None] = lambda: None,
+        approve: Callable[[tuple[Finding, ...]], None] | None = None,
     ) -> Sandbox:
-        """Build a sandbox and return it when its init is ready.
+        """Build a sandbox and return it when its init is ready and it was found to hold.
 
         On failure nothing of it is left: no process, no control group, no uid.
 
@@ -147,11 +158,14 @@ class Host:
             bounds: What the kernel holds its contract and its family to; ``None`` for what is no worker.
             ready_timeout_seconds: How long building it may take.
             still_wanted: Asked just before anything is made; raises when not.
+            approve: Judges what was found of the sandbox, inside and outside, and
+                raises when it must not run; by default, that it holds the least grade.
 
         Raises:
             HayflickError: LIMIT_NOT_ENFORCEABLE; NODE_FULL without a free host user id;
                 HELD_BY_KERNEL when the contract's control group is full; SANDBOX_FAILED, naming
-                the step, when it could not be built.
+                the step, when it could not be built; ISOLATION_INSUFFICIENT, naming the
+                check, when it does not hold; whatever *approve* raises.
         """
         async with self._gate:
             self.require_enforceable()
@@ -171,6 +185,8 @@ class Host:
                 self._sandboxes[launch_id] = sandbox
                 async with asyncio.timeout(ready_timeout_seconds):
                     await sandbox.ready
+                findings = self._examine(sandbox, policy.limits)
+                (approve or self._attestor.require)(findings)
             except BaseException as error:
                 # Also when cancelled: what was begun is undone before we leave.
                 await _finish(self._abandon(sandbox, cgroup_path, uid))
@@ -178,10 +194,15 @@ class Host:
                     error = SandboxError("ready", 0, f"not ready within {ready_timeout_seconds} s")
                 if isinstance(error, HeldByKernel):
                     raise _held(error) from error
-                if isinstance(error, SandboxError | ZygoteDied | OSError):
+                if isinstance(error, SandboxError | ZygoteDied | OSError | ValueError):
                     raise _failed(error) from error
                 raise
             return sandbox
+
+    def _examine(self, sandbox: Sandbox, limits: Limits) -> tuple[Finding, ...]:
+        """Return what was found of *sandbox* from inside, and what is seen of it from here."""
+        sight = Sight(self._tree, sandbox.cgroup_path, sandbox.pid or 0, sandbox.uid, limits)
+        return (*sandbox.findings, *observe(sight))
 
     async def _abandon(self, sandbox: Sandbox | None, cgroup_path: str, uid: int) -> None:
         if sandbox is None:
@@ -376,7 +397,7 @@ def _held(error: HeldByKernel) -> HayflickError:
     )
 
 
-def _failed(error: SandboxError | ZygoteDied | OSError) -> HayflickError:
+def _failed(error: SandboxError | ZygoteDied | OSError | ValueError) -> HayflickError:
     step = error.step if isinstance(error, SandboxError) else "launch"
     number = getattr(error, "errno", None) or 0
     return HayflickError(

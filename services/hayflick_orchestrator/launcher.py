@@ -12,23 +12,27 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from hayflick.v1.errors_pb2 import ErrorReason
-from hayflick.v1.resources_pb2 import EndReason, Exit, Manifest
+from hayflick.v1.resources_pb2 import Attestation, EndReason, Exit, Manifest
 from hayflick.v1.resources_pb2 import Worker as WorkerMessage
+from hayflick_orchestrator.attestation import LEAST_GRADE, require
 from hayflick_orchestrator.controller_client import Registration
 from hayflick_orchestrator.lifecycle import Ask
 from hayflick_orchestrator.requests import bounds_of, check_manifest, policy_of
 from hayflick_orchestrator.workers import Birth, Worker, quarantined
 from hayflick_rpc import wire
+from hayflick_rpc.attestation import grade_name
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from hayflick.v1.controller_pb2 import ContractTerms
+    from hayflick_orchestrator.attestation import Attestor
     from hayflick_orchestrator.controller_client import ControllerClient
     from hayflick_orchestrator.host import Host
     from hayflick_orchestrator.records import Records
     from hayflick_orchestrator.supervisor import Everyone, Supervisor
+    from hayflick_sandbox.messages import Finding
     from hayflick_sandbox.policy import Policy
 
 # How long an answer that says no waits for the slot to be given back; giving
@@ -52,6 +56,7 @@ class Launcher:
         controller: ControllerClient,
         records: Records,
         *,
+        attestor: Attestor,
         degraded: Sequence[str],
         ready_timeout_seconds: float,
         open_doors: Callable[[Worker], None],
@@ -62,6 +67,7 @@ class Launcher:
         self._supervisor = supervisor
         self._controller = controller
         self._records = records
+        self._attestor = attestor
         self._degraded = tuple(degraded)
         self._ready_timeout_seconds = ready_timeout_seconds
         self._closed = False
@@ -88,7 +94,7 @@ class Launcher:
             HayflickError: the controller's denial; PARENT_UNKNOWN when the
                 parent does not live on this node; INVALID_FIELD,
                 LIMIT_NOT_ENFORCEABLE, NODE_FULL, SANDBOX_FAILED,
-                AUDIT_UNAVAILABLE, SHUTTING_DOWN; KILL_SWITCH_ENGAGED,
+                ISOLATION_INSUFFICIENT, AUDIT_UNAVAILABLE, SHUTTING_DOWN; KILL_SWITCH_ENGAGED,
                 QUARANTINED or WORKER_NOT_RUNNING when an order came meanwhile.
         """
         self.require_open()
@@ -105,6 +111,7 @@ class Launcher:
         try:
             await self._records.worker_started(
                 worker.record,
+                worker.attestation,
                 host_pid=worker.sandbox.pid or 0,
                 host_uid=worker.sandbox.uid,
                 build_seconds=worker.sandbox.build_seconds,
@@ -151,6 +158,11 @@ class Launcher:
     ) -> Worker:
         birth.check()
         birth.cgroup_path = self._place(record)
+        attestation = Attestation()
+
+        def approve(findings: tuple[Finding, ...]) -> None:
+            attestation.CopyFrom(self._attest(record, terms, findings, policy))
+
         try:
             sandbox = await self._host.launch(
                 birth.cgroup_path,
@@ -158,6 +170,7 @@ class Launcher:
                 bounds=bounds_of(terms),
                 ready_timeout_seconds=self._ready_timeout_seconds,
                 still_wanted=birth.check,
+                approve=approve,
             )
         except HayflickError as refusal:
             self._host.forget_contract(record.contract_id)
@@ -173,10 +186,27 @@ class Launcher:
             birth.check()
             self.require_open()
         record.manifest.CopyFrom(birth.manifest)
-        worker = Worker.of(record, terms, sandbox)
+        worker = Worker.of(record, terms, attestation, sandbox)
         self._open_doors(worker)
         self._supervisor.adopt(worker)
         return worker
+
+    def _attest(
+        self, record: WorkerMessage, terms: ContractTerms, findings: tuple[Finding, ...], policy: Policy
+    ) -> Attestation:
+        """Return what was found, signed, when it is enough for *terms*; else put it on record.
+
+        Raises:
+            HayflickError: ISOLATION_INSUFFICIENT.
+        """
+        attested = self._attestor.attest(record.worker_id, findings, datetime.now(UTC), inet=policy.inet)
+        floor = grade_name(terms.min_grade)
+        try:
+            require(attested.verdict, floor)
+        except HayflickError:
+            self._records.isolation_insufficient(record, attested.message, floor or LEAST_GRADE)
+            raise
+        return attested.message
 
     def _place(self, record: WorkerMessage) -> str:
         """Return where in the lineage tree the worker belongs.

@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hayflick.v1.logger_pb2 import Event, MetricSample
-from hayflick_rpc import wire
+from hayflick_rpc import attestation, wire
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hayflick.v1.resources_pb2 import Usage, Worker
+    from hayflick.v1.resources_pb2 import Attestation, Usage, Worker
 
 RECORD_TIMEOUT_SECONDS = 5.0
 
@@ -40,9 +40,17 @@ class Records:
         self._audit = audit
 
     async def worker_started(
-        self, worker: Worker, *, host_pid: int, host_uid: int, build_seconds: float
+        self,
+        worker: Worker,
+        attested: Attestation,
+        *,
+        host_pid: int,
+        host_uid: int,
+        build_seconds: float,
     ) -> None:
-        """Record durably that *worker* runs.
+        """Record durably what was found of *worker*'s sandbox, and that it runs.
+
+        The two are queued together, so the first costs no waiting of its own.
 
         Raises:
             HayflickError: AUDIT_UNAVAILABLE.
@@ -56,11 +64,17 @@ class Records:
         }
         if worker.degraded_layers:
             details["degraded_layers"] = list(worker.degraded_layers)
+        self._audit.enqueue(_event("worker_attested", worker, attestation.details(attested)))
         await self._audit.record(_event("worker_started", worker, details), RECORD_TIMEOUT_SECONDS)
 
     def birth_refused(self, worker: Worker, decision: str, details: Mapping[str, Any]) -> None:
         """Note that this node did not carry out a birth that the controller had allowed."""
         self._note(_event("audit", worker, {"decision": decision, "node_id": worker.node_id, **details}))
+
+    def isolation_insufficient(self, worker: Worker, attested: Attestation, min_grade: str) -> None:
+        """Note that *worker* never ran, and what was found of the sandbox it would have had."""
+        details = {**attestation.details(attested), "min_grade": min_grade}
+        self._note(_event("isolation_insufficient", worker, details))
 
     def heartbeat(self, worker: Worker) -> None:
         """Note that *worker* was heard."""
@@ -110,6 +124,13 @@ class Records:
     def egress(self, worker: Worker, details: Mapping[str, Any]) -> None:
         """Note a connection of *worker* through the proxy, or one that it was refused."""
         self._note(_event("egress", worker, {"node_id": worker.node_id, **details}))
+
+    def census_drift(self, worker: Worker | None, details: Mapping[str, Any]) -> None:
+        """Note what the kernel shows and nobody declared, or the other way round."""
+        if worker is None:
+            self.node("census_drift", str(details["node_id"]), details)
+        else:
+            self._note(_event("census_drift", worker, details))
 
     def node(self, name: str, node_id: str, details: Mapping[str, Any]) -> None:
         """Note something about the node itself."""

@@ -23,7 +23,9 @@ from hayflick_sandbox import messages
 from hayflick_sandbox.messages import (
     MAX_PACKET_BYTES,
     Beat,
+    Finding,
     KillTask,
+    Probed,
     ProtocolViolation,
     Ready,
     RunTask,
@@ -100,6 +102,8 @@ class Sandbox:
         cgroup_path: Where its processes are.
         uid: The host user id of its processes.
         pid: Of its init on the host, once forked.
+        findings: What its init found when it checked the sandbox; empty until then.
+        probe_seconds: How long the checks took.
         ready: Resolves when its init is ready; fails with :class:`SandboxError`.
         forked: Resolves when the zygote answered: true when a process exists.
         dead: Resolves when no process of it runs.
@@ -129,6 +133,8 @@ class Sandbox:
         self.ready_time: datetime | None = None
         self.build_seconds = 0.0
         self.descriptors: dict[str, int] = {}
+        self.findings: tuple[Finding, ...] = ()
+        self.probe_seconds = 0.0
         self.last_beat_monotonic = self.asked_at_monotonic
         self.last_beat_time = datetime.now(UTC)
         self._channel = channel
@@ -284,6 +290,10 @@ class Sandbox:
         self.last_beat_monotonic = time.monotonic()
         self.last_beat_time = datetime.now(UTC)
         match message:
+            case Probed(findings, elapsed_us):
+                if self.findings or self.ready.done():
+                    raise ProtocolViolation("init speaks twice of what it found")
+                self.findings, self.probe_seconds = findings, elapsed_us / 1_000_000
             case Ready():
                 if not self.ready.done():
                     self.ready_time = self.last_beat_time

@@ -13,7 +13,9 @@ from hayflick_orchestrator.idempotency import Once
 from hayflick_orchestrator.requests import PYTHON_VERSION, stop_ask, task_spec
 from hayflick_orchestrator.workers import Worker, refusal_after, worker_unknown
 from hayflick_rpc import wire
+from hayflick_rpc.attestation import grade_of
 from hayflick_rpc.errors import invalid_field
+from hayflick_sandbox import grades
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -48,6 +50,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         transfers: Transfers,
         evidence: EvidenceDesk,
         layers: Sequence[Layer],
+        public_key: bytes,
         on_launch: Callable[[], None],
     ) -> None:
         self._config = config
@@ -58,6 +61,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._transfers = transfers
         self._evidence = evidence
         self._layers = tuple(layers)
+        self._public_key = public_key
         self._on_launch = on_launch
         self._once = Once()
 
@@ -190,6 +194,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 for layer in self._layers
             ],
             allow_degraded=self._config.allow_degraded,
+            grade=grade_of(grades.best(layer.name for layer in self._layers if not layer.enforced)),
+            attestation_public_key=self._public_key,
         )
 
     def _living(self, worker_id: str) -> Worker:

@@ -51,6 +51,8 @@ SWEEP_SECONDS = 1.0
 # workers at most, those longest unread first.
 METERED_AT_ONCE = 100
 METER_SECONDS = 1.0
+# Each is some kilobytes, and a beat is one message.
+ATTESTATIONS_AT_ONCE = 200
 METRICS_SECONDS = 10.0
 HEARTBEAT_EVENT_SECONDS = 10.0
 # Below the time after which a controller gives the order again.
@@ -316,12 +318,16 @@ class Supervisor:
 
     def beats(self) -> list[WorkerBeat]:
         """Return a beat for each worker that was heard since the last time, or is frozen and cannot beat."""
-        beats, now = [], time.monotonic()
+        beats, now, attestations = [], time.monotonic(), 0
         for worker in self._population:
             heard = worker.sandbox.last_beat_monotonic > worker.heard_monotonic
             # The node vouches for those that it holds: they cannot beat.
             if worker.life.ending or not (heard or worker.held):
                 continue
+            if not worker.attestation_told:
+                attestations += 1
+                if attestations > ATTESTATIONS_AT_ONCE:
+                    continue  # with the next beat: its first must bring its attestation
             worker.heard_monotonic = worker.sandbox.last_beat_monotonic
             beats.append(worker.beat())
             last = worker.beat_event_monotonic
@@ -329,6 +335,11 @@ class Supervisor:
                 worker.beat_event_monotonic = now
                 self._records.heartbeat(worker.record)
         return beats
+
+    def attest_again(self) -> None:
+        """Tell the controller anew what was found of each sandbox: the stream is a new one."""
+        for worker in self._population:
+            worker.attestation_told = False
 
     async def meter(self) -> None:
         """Read what workers use, those longest unread first, and notice memory kills."""

@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from hayflick.v1.controller_pb2 import ContractTerms, WorkerBeat
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick.v1.orchestrator_pb2 import Sandbox as SandboxMessage
-from hayflick.v1.resources_pb2 import EndReason, Exit, Manifest, State, Usage
+from hayflick.v1.resources_pb2 import Attestation, EndReason, Exit, Manifest, State, Usage
 from hayflick.v1.resources_pb2 import Worker as WorkerMessage
 from hayflick_orchestrator.lifecycle import Ask, Life
 from hayflick_rpc import wire
@@ -83,6 +83,8 @@ class Worker:
     Attributes:
         record: As the controller registered it, with its manifest.
         terms: What its contract has this node hold it to.
+        attestation: What was found of its sandbox before it ran, with every check.
+        attestation_told: Whether the controller was told of it on the present stream.
         verdict: Resolves when it is dead, with why.
         ended: Resolves when nothing of it is left and the controller knows.
         own_freeze: Whether a freeze was ordered for it, not only for an ancestor.
@@ -93,6 +95,7 @@ class Worker:
 
     record: WorkerMessage
     terms: ContractTerms
+    attestation: Attestation
     sandbox: Sandbox
     cpu_limit_seconds: float | None
     serial: int
@@ -104,6 +107,7 @@ class Worker:
     thawed_monotonic: float = 0.0
     told_by_result: bool = False
     doors: dict[str, Door] = field(default_factory=dict)
+    attestation_told: bool = False
     heard_monotonic: float = 0.0
     read_monotonic: float | None = None
     metered_monotonic: float | None = None
@@ -113,14 +117,20 @@ class Worker:
     on_end: Callable[[], None] | None = None
 
     @classmethod
-    def of(cls, record: WorkerMessage, terms: ContractTerms, sandbox: Sandbox) -> Worker:
-        """Return the worker registered as *record* under *terms* that runs in *sandbox*."""
+    def of(
+        cls, record: WorkerMessage, terms: ContractTerms, attestation: Attestation, sandbox: Sandbox
+    ) -> Worker:
+        """Return the worker registered as *record* under *terms* that runs in *sandbox*, found to be so."""
+        # Listings carry it without the checks, which are many.
+        record.attestation.CopyFrom(attestation)
+        record.attestation.ClearField("probes")
         loop = asyncio.get_running_loop()
         resources = record.resources
         limit = wire.seconds(resources.cpu_time_limit) if resources.HasField("cpu_time_limit") else None
         return cls(
             record=record,
             terms=terms,
+            attestation=attestation,
             sandbox=sandbox,
             cpu_limit_seconds=limit,
             serial=next(_serials),
@@ -183,12 +193,14 @@ class Worker:
         )
 
     def beat(self) -> WorkerBeat:
-        """Return its sign of life."""
+        """Return its sign of life, the first on a stream with what was found of its sandbox."""
+        told, self.attestation_told = self.attestation_told, True
         return WorkerBeat(
             worker_id=self.worker_id,
             state=self.life.state,
             usage=self.usage,
             beat_time=wire.timestamp(self.sandbox.last_beat_time),
+            attestation=None if told else self.attestation,
         )
 
     def expired(self) -> bool:

@@ -22,7 +22,7 @@ import pytest
 from hayflick_sandbox import messages
 from hayflick_sandbox.cgroups import Tree
 from hayflick_sandbox.identities import claim_range
-from hayflick_sandbox.messages import Beat, Ready, RunTask, TaskExited, TaskStarted
+from hayflick_sandbox.messages import Beat, Probed, Ready, RunTask, TaskExited, TaskStarted
 from hayflick_sandbox.policy import Policy
 from hayflick_sandbox.zygote_client import Event, Exited, Started, Zygote
 
@@ -111,7 +111,7 @@ class Sandbox:
             message = messages.parse_from_init(packet)
             if isinstance(message, kind):
                 return message
-            assert isinstance(message, Beat | TaskStarted | Ready), message
+            assert isinstance(message, Beat | Probed | TaskStarted | Ready), message
 
     def start(self, *argv: str, environment: dict[str, str] | None = None) -> Running:
         """Start a program in it."""
@@ -152,6 +152,8 @@ class Sandbox:
 
 class House:
     """A zygote with its cgroups and uids, and the sandboxes that it started."""
+
+    sandbox_class = Sandbox
 
     def __init__(self, *, readable: Sequence[str] = (), preload: Sequence[str] = ()) -> None:
         self.tree = Tree.create(f"test-{os.getpid()}-{secrets.token_hex(4)}")

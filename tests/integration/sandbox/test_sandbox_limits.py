@@ -189,6 +189,59 @@ def test_a_flood_waits_for_its_reader(house: Any) -> None:
         assert flood.finish().signal == signal.SIGKILL
 
 
+def test_reads_from_disk_are_slowed(house: Any) -> None:
+    """Reading what is on disk, and dropping it from memory to read it again, goes no faster than allowed."""
+    if not house.tree.enforces("io"):
+        pytest.skip("no disk here takes a limit")
+    code = """
+        import json, os, sys, time
+        path = os.path.realpath(sys.executable)
+        file = os.open(path, os.O_RDONLY)
+        size = min(os.fstat(file).st_size, 4 << 20)
+        started, read = time.monotonic(), 0
+        while read < 4 << 20:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.lseek(file, 0, 0)
+            read += len(os.read(file, size))
+        print(json.dumps(time.monotonic() - started))
+    """
+    with house.sandbox(Policy(Limits(io_read_bytes_per_second=MIB))) as sandbox:
+        before = _bytes_read(house, sandbox)
+        seconds = sandbox.ask(code)
+        read = _bytes_read(house, sandbox) - before
+    # What others map stays in memory; what was read is what counts.
+    assert seconds >= 0.7 * (read / MIB) - 0.5, (read, seconds)
+
+
+def _bytes_read(house: Any, sandbox: Any) -> int:
+    if "blkio" in house.tree._of:
+        stat = (house.tree._leaf(sandbox.name, "blkio") / "blkio.throttle.io_service_bytes").read_text()
+        return sum(int(line.split()[2]) for line in stat.splitlines() if " Read " in line)
+    stat = (house.tree._leaf(sandbox.name, "io") / "io.stat").read_text()
+    return sum(int(word.removeprefix("rbytes=")) for word in stat.split() if word.startswith("rbytes="))
+
+
+def test_full_directories_take_nothing_from_the_host(house: Any) -> None:
+    """While a worker's directories are full, the host's file systems have as much room as before."""
+
+    def room() -> dict[str, int]:
+        return {path: os.statvfs(path).f_bfree for path in ("/dev/shm", "/run") if Path(path).is_mount()}
+
+    with house.sandbox(Policy(Limits(tmp_bytes=16 * MIB, workspace_bytes=64 * MIB))) as sandbox:
+        before = room()
+        for directory in ("/tmp", "/dev/shm", "/workspace"):
+            code = f"""
+                import json
+                try:
+                    open("{directory}/fill", "wb").write(bytes(65 << 20))
+                except OSError as error:
+                    print(json.dumps(error.errno))
+            """
+            assert sandbox.ask(code) == errno.ENOSPC
+        lost = {path: before[path] - left for path, left in room().items()}
+    assert all(blocks < 4 * MIB // 4096 for blocks in lost.values()), lost
+
+
 def test_loopback_is_the_sandboxs_own(house: Any) -> None:
     """With loopback a worker talks to itself over TCP; without, it cannot even make the socket."""
     code = """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hayflick_sandbox import bounds
+from hayflick_sandbox import bounds, disks
 from hayflick_sandbox.cgroups import Hierarchy, Tree, hierarchies
 from hayflick_sandbox.policy import Limits
 
@@ -35,9 +36,9 @@ def found(mountinfo: str, controllers: str = "cpuset cpu io memory hugetlb pids 
 
 
 def test_unified() -> None:
-    """On a version 2 host the one hierarchy has our three controllers."""
+    """On a version 2 host the one hierarchy has our controllers."""
     assert found(UNIFIED) == [
-        Hierarchy(Path("/sys/fs/cgroup"), 2, frozenset({"memory", "cpu", "pids"})),
+        Hierarchy(Path("/sys/fs/cgroup"), 2, frozenset({"memory", "cpu", "pids", "io"})),
     ]
 
 
@@ -105,6 +106,33 @@ def test_settings_of_version_2() -> None:
 def test_settings_where_nothing_is() -> None:
     """Where there is no controller nothing is written; probe has said so."""
     assert list(bounds.settings(LIMITS, {})) == []
+
+
+def test_settings_of_io() -> None:
+    """Each disk gets bytes and operations a second: two files in version 1, one line in version 2."""
+    limits = Limits(io_read_bytes_per_second=10 << 20, io_reads_per_second=99)
+    assert list(disks.settings(limits, {"blkio": 1}, ("8:0", "8:16"))) == [
+        ("blkio.throttle.read_bps_device", f"8:0 {10 << 20}"),
+        ("blkio.throttle.read_iops_device", "8:0 99"),
+        ("blkio.throttle.read_bps_device", f"8:16 {10 << 20}"),
+        ("blkio.throttle.read_iops_device", "8:16 99"),
+    ]
+    assert list(disks.settings(limits, {"io": 2}, ("8:0",))) == [("io.max", f"8:0 rbps={10 << 20} riops=99")]
+    assert list(disks.settings(limits, {"io": 2}, ())) == []
+
+
+def test_a_partition_stands_for_its_disk(tmp_path: Path) -> None:
+    """A partition is limited as the disk it is on; what lies on no block device is on no disk."""
+    number = tmp_path.stat().st_dev
+    disk = tmp_path / "devices/vda"
+    (disk / "vda1").mkdir(parents=True)
+    (disk / "dev").write_text("254:0\n")
+    (disk / "vda1/partition").write_text("1\n")
+    listed = tmp_path / "block"
+    listed.mkdir()
+    assert disks.behind([str(tmp_path)], str(listed)) == ()
+    (listed / f"{os.major(number)}:{os.minor(number)}").symlink_to(disk / "vda1")
+    assert disks.behind([str(tmp_path), str(disk), "/no/such"], str(listed)) == ("254:0",)
 
 
 @given(st.integers(10, 1_024_000), st.sampled_from([1, 2]))

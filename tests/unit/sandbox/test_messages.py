@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from hayflick_sandbox import messages
 from hayflick_sandbox.messages import (
     Beat,
+    Finding,
     Introduce,
     KillTask,
+    Probed,
     ProtocolViolation,
     Ready,
     RunTask,
@@ -26,7 +28,9 @@ text = st.text(max_size=50)
 whole = st.integers(-(2**53), 2**53)
 seconds = st.floats(allow_nan=False, allow_infinity=False)
 variables = st.dictionaries(text, text, max_size=3)
+findings = st.lists(st.builds(Finding, text, st.booleans(), text), max_size=3).map(tuple)
 from_init = st.one_of(
+    st.builds(Probed, findings, whole),
     st.permutations(messages.DESCRIPTORS).map(lambda names: Ready(tuple(names))),
     st.just(Ready()),
     st.builds(SetupFailed, text, whole, text),
@@ -66,9 +70,23 @@ def test_any_bytes(packet: bytes) -> None:
             continue
 
 
-names = st.sampled_from(["Ready", "SetupFailed", "Beat", "TaskStarted", "TaskExited", "RunTask", "Exit", ""])
+names = st.sampled_from(
+    ["Ready", "SetupFailed", "Beat", "TaskStarted", "TaskExited", "Probed", "RunTask", "Exit", ""]
+)
 fields = st.sampled_from(
-    ["step", "errno", "message", "tasks", "task_id", "exit_code", "signal", "cpu_seconds", "argv", "x"]
+    [
+        "step",
+        "errno",
+        "message",
+        "tasks",
+        "task_id",
+        "exit_code",
+        "signal",
+        "cpu_seconds",
+        "argv",
+        "findings",
+        "x",
+    ]
 )
 values = st.none() | st.booleans() | whole | st.floats() | text | st.lists(whole, max_size=2)
 
@@ -92,6 +110,13 @@ def test_near_misses(name: str, content: dict[str, Any]) -> None:
         b"{}",
         b"null",
         b'["Ready"]',
+        b'["Probed",{"findings":[]}]',
+        b'["Probed",{"findings":{},"elapsed_us":1}]',
+        b'["Probed",{"findings":[["a",1,"b"]],"elapsed_us":1}]',
+        b'["Probed",{"findings":[["a",true]],"elapsed_us":1}]',
+        b'["Probed",{"findings":["abc"],"elapsed_us":1}]',
+        b'["Probed",{"findings":[["a",true,"' + b"s" * 201 + b'"]],"elapsed_us":1}]',
+        b'["Probed",{"findings":[' + b'["a",true,""],' * 256 + b'["a",true,""]],"elapsed_us":1}]',
         b'["Ready",{},1]',
         b'["Ready",{"x":1}]',
         b'["Ready",[]]',
