@@ -100,6 +100,7 @@ def test_what_a_bundle_shows(stack: Stack) -> None:
     record = documents[f"workers/{child.worker_id}/worker.json"]["worker"]
     assert record["state"] == "STATE_QUARANTINED"
     assert "state_snapshot_json" not in record["manifest"]
+    assert record["attestation"]["probes"]
     assert not any(b"canary" in json.dumps(document).encode() for document in documents.values())
     event = captured(stack, root)
     assert event["event"] == "evidence_captured"
