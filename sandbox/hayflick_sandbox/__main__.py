@@ -58,9 +58,9 @@ def _examine(policy: Policy, allowed: list[str], *, doctor: bool) -> int:
     if doctor:
         layers = examine()
         print("\n".join(explain.table(layers)))
-        print(explain.grades(*grade(layers)))
         with contextlib.closing(Tree.create(f"probe-{os.getpid()}-{secrets.token_hex(4)}")) as tree:
-            print(f"beside the layers: {io_layer(tree).detail}")
+            print(f"  beside the layers: {io_layer(tree).detail}")
+        print(explain.grades(*grade(layers)))
         return 0 if all(layer.enforced for layer in layers) else 1
     tree = Tree.create(f"probe-{os.getpid()}-{secrets.token_hex(4)}")
     try:

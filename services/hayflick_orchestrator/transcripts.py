@@ -37,8 +37,10 @@ class Transcript:
     def add(self, task_id: str, stream: str, data: bytes) -> None:
         """Note that a task printed *data*."""
         over = len(data) - self._max_bytes
-        if over > 0:
-            self.dropped_bytes += over
+        if over >= 0:  # a flood: nothing older has room, and moving it about would cost
+            self.dropped_bytes += over + self._bytes
+            self._pieces.clear()
+            self._bytes = 0
             data = data[over:]
         last = self._pieces[-1] if self._pieces else None
         if last is not None and last.task_id == task_id and last.stream == stream:

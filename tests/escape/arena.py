@@ -33,6 +33,7 @@ from hayflick.v1 import orchestrator_pb2 as opb
 from hayflick.v1.resources_pb2 import NetworkPolicy
 
 WEAK = Path(__file__).with_name("weak")
+TURNED = Path(__file__).parents[1] / "integration/yes_controller.py"
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 ATTACK_SECONDS = 15.0
 ENVIRONMENT_CANARY = "canary-of-the-environment"
@@ -182,6 +183,18 @@ class WeakStack(Stack):
         return super().program(name)
 
 
+class TurnedStack(Stack):
+    """A stack whose controller allows everything."""
+
+    def program(self, name: str) -> list[str]:
+        """Return what of Python is run for a service."""
+        return [str(TURNED)] if name == "controller" else super().program(name)
+
+
+class TurnedWeakStack(TurnedStack, WeakStack):
+    """Both."""
+
+
 class Arena:
     """A running stack, and attacks in its workers."""
 
@@ -260,6 +273,16 @@ class Arena:
         """Start a Python callable that stays, and return once it printed something."""
         self._streams.append(self.stack.begin(worker, task_of(function)))
 
+    @staticmethod
+    def task(function: Callable[[Any], Any]) -> Task:
+        """Return a task that calls *function*."""
+        return task_of(function)
+
+    @staticmethod
+    def task_of_shell(script: str) -> Task:
+        """Return a task that runs a shell script."""
+        return shell(script)
+
     def shell(self, worker: Worker, script: str, timeout_seconds: float | None = None) -> Ran:
         """Run a shell script in a worker."""
         return self.stack.run(worker, shell(script, timeout_seconds), keep=True)
@@ -334,15 +357,25 @@ class Arena:
             os.kill(pid, number)
 
     @contextlib.contextmanager
-    def another(self) -> Iterator[Arena]:
-        """Give an arena of the same kind whose services may be killed."""
-        with running_arena(weak=self.weak) as other:
+    def another(self, words: Sequence[str] = (), *, turned: bool = False, **settings: str) -> Iterator[Arena]:
+        """Give an arena of the same kind, started weakened, whose services may be killed."""
+        with running_arena(weak=self.weak, words=words, turned=turned, **settings) as other:
             yield other
 
 
 @contextlib.contextmanager
-def running_arena(*, weak: bool) -> Iterator[Arena]:
-    """Run a stack in a directory of its own, and what attacks look for."""
+def running_arena(
+    *, weak: bool, words: Sequence[str] = (), turned: bool = False, **settings: str
+) -> Iterator[Arena]:
+    """Run a stack in a directory of its own, and what attacks look for.
+
+    Args:
+        weak: Whether walls can be taken away.
+        words: What is taken away already when the orchestrator starts.
+        turned: Whether its controller allows everything.
+        settings: Of the orchestrator.
+    """
+    options = {name.replace("_", "-"): value for name, value in settings.items()}
     with tempfile.TemporaryDirectory(prefix="hayflick-") as name, contextlib.ExitStack() as undo:
         directory = Path(name)
         grounds = Grounds(directory)
@@ -350,8 +383,9 @@ def running_arena(*, weak: bool) -> Iterator[Arena]:
         os.environ["SECRET_TOKEN"] = ENVIRONMENT_CANARY
         undo.callback(os.environ.pop, "SECRET_TOKEN", None)
         if weak:
-            (directory / "weakening.json").write_text("[]")
-        stack = (WeakStack if weak else Stack)(directory)
+            (directory / "weakening.json").write_text(json.dumps(sorted(words)))
+        kind = (TurnedWeakStack if weak else TurnedStack) if turned else (WeakStack if weak else Stack)
+        stack = kind(directory, orchestrator=options)
         undo.callback(stack.close)
         arena = Arena(stack, grounds)
         undo.callback(arena.clear)

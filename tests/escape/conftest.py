@@ -64,10 +64,26 @@ class Trials:
                 arena.clear()
         return found[row.name]
 
+    def unweakened(self) -> dict[str, Verdict]:
+        """Return what the rows that run inside say in the weak arena when nothing is taken away."""
+        found: dict[str, Verdict] = {}
+        try:
+            for rows in group(ROWS, weakened=False).values():
+                found |= self._together(rows, (), self._weakened, weakened=False)
+        finally:
+            self._weakened.clear()
+        return found
+
     def _inside(self, row: Row, arena: Arena, *, weakened: bool) -> dict[str, Verdict]:
         groups = group(ROWS, weakened=weakened)
         key, rows = next((key, rows) for key, rows in groups.items() if row in rows)
-        words = key[0]
+        return self._together(rows, key[0], arena, weakened=weakened)
+
+    def _together(
+        self, rows: list[Row], words: tuple[str, ...], arena: Arena, *, weakened: bool
+    ) -> dict[str, Verdict]:
+        """Run rows that one worker, or one pair, can try in one go."""
+        row = rows[0]
 
         def run() -> dict[str, Verdict]:
             first: dict[str, Verdict] = {}

@@ -37,6 +37,13 @@ def test_the_attack_succeeds_without_the_wall(row: Row, trials: Trials) -> None:
     assert FINDINGS.host_changed[row.name] == []
 
 
+def test_only_what_is_taken_away_is_missing(trials: Trials) -> None:
+    """Where a test could weaken everything and weakens nothing, every wall that is attacked inside holds."""
+    fallen = {name: one for name, one in trials.unweakened().items() if not one.get("held")}
+    degraded = {row.name for row in ROWS if trials.missing.intersection(row.needs)}
+    assert fallen.keys() <= degraded, fallen
+
+
 def test_every_row_has_its_number() -> None:
     """No row is about a wall that the checklist does not name."""
     assert {row.number for row in ROWS} <= set(CHECKLIST)

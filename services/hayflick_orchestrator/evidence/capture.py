@@ -54,6 +54,7 @@ def subject_of(worker: Worker, budget: Budget, denials: list[Json] | None) -> Su
     message = worker.sandbox_message()
     # A snapshot may hold secrets and may be a megabyte; its hash is with the record.
     message.worker.manifest.ClearField("state_snapshot_json")
+    message.worker.attestation.CopyFrom(worker.attestation)  # with every check
     documents: dict[str, Json] = {
         "worker": MessageToDict(message, preserving_proto_field_name=True),
         "output": _output(worker, budget),

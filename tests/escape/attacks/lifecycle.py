@@ -226,6 +226,36 @@ def daemon(nonce: str, count: int = 1, *, stay: bool = True) -> Any:
     return task
 
 
+def run_into_the_address_space(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Take more memory than allowed on a node whose operator let the memory control group go."""
+    with arena.another(("no-memory-groups",), allow_degraded="memory") as other:
+        worker = other.launch(words, memory_limit_bytes=256 * MIB)
+
+        def task(me: Any) -> int:
+            return len(bytearray(1024 * 1024 * 1024))  # never touched: an address range, and no memory
+
+        ran = other.stack.run(worker, other.task(task))
+        reason = other.stack.end_reason(worker.worker_id) if ran.outcome != "SUCCEEDED" else "none"
+    held = ran.outcome == reason == "MEMORY_EXCEEDED"
+    return verdict(held, f"task {ran.outcome}, worker {reason}")
+
+
+def flood_output(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Print eight times what is allowed; and leave a child that holds the output open."""
+    worker = arena.launch(words, output_limit_bytes=MIB)
+    start = time.monotonic()
+    holder = arena.shell(worker, "sleep 60 & echo said")
+    seconds = time.monotonic() - start
+    ran = arena.stack.run(worker, arena.task_of_shell(f"head -c {8 * MIB} /dev/zero"))
+    reason = arena.stack.end_reason(worker.worker_id) if ran.outcome != "SUCCEEDED" else "none"
+    held = ran.outcome == reason == "OUTPUT_EXCEEDED" and len(ran.stdout) <= MIB
+    held = held and holder.outcome == "SUCCEEDED" and seconds < 10
+    return verdict(
+        held,
+        f"task {ran.outcome} after {len(ran.stdout)} bytes, worker {reason}; the holder held {seconds:.1f} s",
+    )
+
+
 def leave_a_daemon(arena: Arena, words: tuple[str, ...]) -> Verdict:
     """Leave a daemon by setsid and a double fork, and be stopped."""
     worker, nonce = arena.launch(words), arena.nonce()
@@ -257,11 +287,16 @@ def launched_by_a_thread(arena: Arena, words: tuple[str, ...]) -> Verdict:
     """Be launched by a thread that ends."""
     import grpc
 
+    worker = arena.launch(words)
     try:
-        worker = arena.launch(words)
         ran = arena.shell(worker, "sleep 0.6")
-    except (grpc.RpcError, AssertionError, OSError) as error:
-        return verdict(False, f"dead: {type(error).__name__}")
+    except grpc.RpcError as error:
+        from ...integration.conftest import reason_of
+
+        reason = reason_of(error)
+        assert reason == "WORKER_NOT_RUNNING", reason
+        return verdict(False, "dead before its first task")
+    assert ran.outcome in ("SUCCEEDED", "WORKER_ENDED"), ran
     return verdict(ran.outcome == "SUCCEEDED", ran.outcome)
 
 
@@ -299,10 +334,29 @@ def start_without_a_layer(arena: Arena, words: tuple[str, ...]) -> Verdict:
     try:
         worker = arena.launch(words)
     except grpc.RpcError as error:
-        from ...integration.conftest import reason_of
+        from ...integration.conftest import info_of
 
-        reason = reason_of(error)
-        return verdict(reason in ("SANDBOX_FAILED", "LIMIT_NOT_ENFORCEABLE"), reason)
+        info = info_of(error)
+        seen = f"{info.reason} at {info.metadata['step']}, {info.metadata['errno']}"
+        assert seen == "SANDBOX_FAILED at Broken, ENOSYS", seen
+        return verdict(True, seen)
+    return verdict(False, f"started as {worker.worker_id}")
+
+
+def start_with_a_wall_gone(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Start where a wall fell and no step of the launch noticed."""
+    import grpc
+
+    try:
+        worker = arena.launch(words)
+    except grpc.RpcError as error:
+        from ...integration.conftest import info_of
+
+        info = info_of(error)
+        assert info.reason == "ISOLATION_INSUFFICIENT", info
+        return verdict(
+            True, f"{info.reason}: {', '.join(f'{k} {v}' for k, v in sorted(info.metadata.items()))}"
+        )
     return verdict(False, f"started as {worker.worker_id}")
 
 
@@ -323,6 +377,34 @@ def survive_the_kill_switch(arena: Arena, words: tuple[str, ...]) -> Verdict:
     return verdict(
         held,
         f"{there} daemons before, {len(left)} after; {', '.join(reasons)}; answered in {milliseconds:.0f} ms",
+    )
+
+
+def exceed_the_contract(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Be born beyond the population, and deeper than allowed, by a controller that allows everything."""
+    import grpc
+
+    from ...integration.conftest import reason_of
+
+    def born(other: Arena, contract: str, parent_id: str = "") -> str:
+        try:
+            return str(other.launch(words, contract_id=contract, parent_id=parent_id).worker_id)
+        except grpc.RpcError as error:
+            reasons.append(reason_of(error))
+            return ""
+
+    reasons: list[str] = []
+    with arena.another(words, turned=True) as other:
+        narrow, deep = (other.stack.contract(max_replicas=2, max_depth=1) for _ in range(2))
+        many = [one for one in (born(other, narrow) for _ in range(4)) if one]
+        chain = [born(other, deep)]
+        while chain[-1] and len(chain) < 3:
+            chain.append(born(other, deep, chain[-1]))
+    depth = len([one for one in chain if one]) - 1
+    assert set(reasons) <= {"HELD_BY_KERNEL"}, reasons  # no other refusal tells anything
+    held = len(many) == 2 and depth == 1 and len(reasons) == 3
+    return verdict(
+        held, f"{len(many)} born of 2 allowed, depth {depth} of 1 allowed; {set(reasons) or 'no refusal'}"
     )
 
 
@@ -375,6 +457,32 @@ ALIVE_AFTER_INIT = ("host-pids", "no-tree-kill")
 LICENSED = {"network": {"allow_controller": True}}
 
 ROWS = [
+    Row(
+        56,
+        run_into_the_address_space,
+        ("RLIMIT_AS",),
+        ("no-memory-groups", "no-rlimits"),
+        where="outside",
+        faults=("no-memory-groups",),
+    ),
+    Row(
+        67,
+        exceed_the_contract,
+        ("controller", "cgroup.max.descendants", "cgroup.max.depth"),
+        ("no-bounds",),
+        where="outside",
+        needs=("kill",),
+        limits_of_it="the controller is turned in both runs; that it refuses by itself is tested with it",
+    ),
+    Row(
+        65,
+        start_with_a_wall_gone,
+        ("the self-probe in every sandbox", "least grade"),
+        ("keep-capabilities",),
+        where="outside",
+        faults=("keep-capabilities", "judged"),
+    ),
+    Row(61, flood_output, ("output limit",), ("no-output-limit",), where="outside"),
     Row(
         50,
         send_descriptors_by_the_door,

@@ -20,33 +20,38 @@ DIRECTORY = Path(sys.argv[1])
 ZYGOTE = Path(__file__).with_name("zygote.py")
 
 
+def words() -> frozenset[str]:
+    """Return the words in force."""
+    return frozenset(json.loads((DIRECTORY / "weakening.json").read_text()))
+
+
 def keep(self: socket.socket, size: int, flags: int = 0) -> bytes:
     """Receive, and take and keep the descriptors that come along."""
     ancillary = socket.CMSG_SPACE(64) if "keep-sent-descriptors" in words() else 0
     return self.recvmsg(size, ancillary, flags)[0]
 
 
-def words() -> frozenset[str]:
-    """Return the words in force."""
-    return frozenset(json.loads((DIRECTORY / "weakening.json").read_text()))
-
-
-def weaken() -> None:
-    """Weaken this process."""
-    zygote_client.COMMAND = (sys.executable, "-I", str(ZYGOTE), str(DIRECTORY))
+def weaken_groups() -> None:
+    """Give workers more than their limits say, and contracts more than their terms."""
     real_add, real_kill = cgroups.Tree.add, cgroups.Tree.kill
-    real_start = zygote_client.Zygote.start
-    real_signal = signal.pidfd_send_signal
+    real_hierarchies = cgroups.hierarchies
 
-    def add(self: cgroups.Tree, path: str, limits: Any = None, *rest: Any, **more: Any) -> None:
-        if limits is not None and "loose-limits" in words():
+    def hierarchies(*arguments: Any) -> list[cgroups.Hierarchy]:
+        found = real_hierarchies(*arguments)
+        if "no-memory-groups" in words():
+            found = [dataclasses.replace(one, controllers=one.controllers - {"memory"}) for one in found]
+        return [one for one in found if one.version == 2 or one.controllers]
+
+    def add(self: cgroups.Tree, path: str, limits: Any = None, bounds: Any = None) -> None:
+        now = words()
+        if limits is not None and "loose-limits" in now:
             limits = dataclasses.replace(
                 limits,
                 memory_bytes=limits.memory_bytes * 8,
                 pids=limits.pids * 8,
                 cpu_millis=min(limits.cpu_millis * 20, 1_024_000),
             )
-        real_add(self, path, limits, *rest, **more)
+        real_add(self, path, limits, None if "no-bounds" in now else bounds)
 
     def kill(self: cgroups.Tree, path: str) -> bool:
         now = words()
@@ -54,39 +59,71 @@ def weaken() -> None:
             return True
         return False if "no-tree-kill" in now else real_kill(self, path)
 
+    cgroups.hierarchies = hierarchies
+    cgroups.Tree.add = add  # type: ignore[method-assign]
+    cgroups.Tree.kill = kill  # type: ignore[method-assign]
+
+
+def weaken_signals() -> None:
+    """Ask where the real one kills."""
+    real = signal.pidfd_send_signal
+
     def send(descriptor: int, number: int, *rest: Any) -> None:
         if number == signal.SIGKILL and "polite-kill" in words():
             number = signal.SIGTERM
-        real_signal(descriptor, number, *rest)
+        real(descriptor, number, *rest)
+
+    signal.pidfd_send_signal = send
+
+
+def weaken_services() -> None:
+    """Judge no sandbox, believe a worker about whom it may touch, and let it print without end."""
+    from hayflick_orchestrator import attestation, launcher
+    from hayflick_orchestrator.calls import WorkerCalls
+    from hayflick_orchestrator.tasks import TaskRun
+
+    real_require = attestation.require
+
+    def require(*judged: Any) -> None:
+        # The node would find its own holes, and start nobody in them.
+        if not words() or "judged" in words():
+            real_require(*judged)
+
+    attestation.require = launcher.require = require
+    real_descendant, real_run = WorkerCalls._descendant, TaskRun.__init__
+
+    def descendant(self: WorkerCalls, caller: Any, worker_id: str) -> Any:
+        if "anybody-is-a-descendant" in words():
+            return self._population.get(worker_id)
+        return real_descendant(self, caller, worker_id)
+
+    def run(self: TaskRun, *arguments: Any, **more: Any) -> None:
+        real_run(self, *arguments, **more)
+        if "no-output-limit" in words():
+            self._output_left_bytes = None
+
+    WorkerCalls._descendant = descendant  # type: ignore[method-assign]
+    TaskRun.__init__ = run  # type: ignore[method-assign]
+
+
+def weaken_zygote() -> None:
+    """Start the weak one, and only then what imports gRPC."""
+    zygote_client.COMMAND = (sys.executable, "-I", str(ZYGOTE), str(DIRECTORY))
+    real = zygote_client.Zygote.start
 
     def start(**options: Any) -> zygote_client.Zygote:
-        zygote = real_start(**options)
-        # Only now may anything be imported that imports gRPC.
-        from hayflick_orchestrator import attestation, launcher
-        from hayflick_orchestrator.calls import WorkerCalls
-
-        # The node would find its own holes, and start nobody in them.
-        attestation.require = launcher.require = lambda *_: None  # type: ignore[assignment]
-
-        real_descendant = WorkerCalls._descendant
-
-        def descendant(self: WorkerCalls, caller: Any, worker_id: str) -> Any:
-            if "anybody-is-a-descendant" in words():
-                return self._population.get(worker_id)
-            return real_descendant(self, caller, worker_id)
-
-        WorkerCalls._descendant = descendant  # type: ignore[method-assign]
+        zygote = real(**options)
+        weaken_services()
         return zygote
 
     zygote_client.Zygote.start = start  # type: ignore[method-assign,assignment]
-    socket.socket.recv = keep  # type: ignore[method-assign,assignment]
-    cgroups.Tree.add = add  # type: ignore[method-assign]
-    cgroups.Tree.kill = kill  # type: ignore[method-assign]
-    signal.pidfd_send_signal = send
 
 
 if __name__ == "__main__":
     from hayflick_orchestrator.__main__ import main
 
-    weaken()
+    socket.socket.recv = keep  # type: ignore[method-assign,assignment]
+    weaken_groups()
+    weaken_signals()
+    weaken_zygote()
     sys.exit(main(sys.argv[2:]))

@@ -203,7 +203,17 @@ STANDS: dict[str, tuple[type, Callable[[Any], list[Any]]]] = {
 OTHERS = {
     *("canary-readable", "show-sys", "one-uid", "setgroups", "host-net", "metadata-on-lo", "shared-ipc"),
     *("keep-descriptors", "inherit-environment", "same-luck", "threaded-launch", "follow-links"),
-    *("loose-limits", "no-tree-kill", "polite-kill", "keep-sent-descriptors", "anybody-is-a-descendant"),
+    *(
+        "loose-limits",
+        "no-tree-kill",
+        "polite-kill",
+        "no-memory-groups",
+        "judged",
+        "no-bounds",
+        "no-output-limit",
+        "keep-sent-descriptors",
+        "anybody-is-a-descendant",
+    ),
 }
 
 
