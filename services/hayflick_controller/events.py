@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from hayflick_controller.clock import seconds
 from hayflick_controller.model import Contract, Event, Exit, Latch, Manifest, Node, Scope, Worker
+from hayflick_controller.terms import Terms
 from hayflick_rpc.errors import reason_name
 from hayflick_rpc.wire import ID_PATTERN
 
@@ -40,6 +41,7 @@ def contract_created(contract: Contract) -> Event:
             "expiration_seconds": seconds(policy.expiration_us or 0),
             "stop_conditions": [condition.name for condition in policy.stop_conditions],
             "key_id": contract.key_id,
+            **_terms(policy.terms),
         },
     )
 
@@ -221,6 +223,25 @@ def node_connected(node: Node, worker_count: int) -> Event:
 def node_disconnected(node_id: str, now_us: int, reason: str) -> Event:
     """A node's stream ended; its lease runs."""
     return Event("node_disconnected", now_us, details={"node_id": node_id, "reason": reason})
+
+
+def _terms(terms: Terms) -> dict[str, Detail]:
+    """Return what a contract says about containment, where it says anything."""
+    details: dict[str, Detail] = {}
+    if terms.grade_floors:
+        details["grade_floors"] = [
+            f"{floor.min_grade.name} from depth {floor.from_depth}" for floor in terms.grade_floors
+        ]
+    if terms.tripwires:
+        details["tripwires"] = [tripwire.name for tripwire in terms.tripwires]
+    budget = terms.family_budget
+    if budget is not None:
+        details["family_memory_limit_bytes"] = budget.memory_limit_bytes
+        details["family_cpu_millis"] = budget.cpu_millis
+        details["family_pids_limit"] = budget.pids_limit
+        details["family_max_spawns"] = budget.max_spawns
+        details["family_wall_time_limit_seconds"] = seconds(budget.wall_time_limit_us)
+    return details
 
 
 def _manifest(manifest: Manifest) -> dict[str, Detail]:

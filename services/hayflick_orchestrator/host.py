@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick_orchestrator import kernel_facts
 from hayflick_orchestrator.sandboxes import Sandbox, SandboxError
 from hayflick_rpc.errors import HayflickError
 from hayflick_sandbox.bounds import HeldByKernel
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from hayflick_orchestrator.attestation import Attestor
+    from hayflick_orchestrator.narrowing import KernelFacts
     from hayflick_sandbox.bounds import Bounds
     from hayflick_sandbox.cgroups import Tree, Usage
     from hayflick_sandbox.messages import Finding
@@ -301,6 +303,23 @@ class Host:
             return self._tree.oom_kills(sandbox.cgroup_path)
         except OSError:
             return 0
+
+    def kernel_facts(self, sandbox: Sandbox, policy: Policy) -> KernelFacts:
+        """Return what the kernel holds *sandbox*, built from *policy*, to.
+
+        Raises:
+            OSError: it is gone.
+        """
+        if sandbox.pid is None or sandbox.pidfd is None:
+            raise ProcessLookupError(errno.ESRCH, "the sandbox has no process")
+        return kernel_facts.read(self._tree, sandbox.cgroup_path, sandbox.pid, sandbox.pidfd, policy)
+
+    def memory_reached(self, sandbox: Sandbox) -> tuple[bool, bool]:
+        """Return whether *sandbox* ever reached its own memory limit, and its family the budget."""
+        try:
+            return self._tree.memory_reached(sandbox.cgroup_path)
+        except OSError:
+            return False, False
 
     async def clear(self, sandbox: Sandbox) -> None:
         """Remove all that is left of a dead sandbox, and lease its uid to others again.

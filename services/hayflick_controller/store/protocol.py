@@ -208,6 +208,12 @@ class Tx(Protocol):
     def last_birth_us(self, parent_id: str) -> int | None:
         """Return when the newest child of *parent_id* that did not fail to launch was registered."""
 
+    def spawn_count(self, root_id: str) -> int:
+        """Return how many were born below a root in its whole life, failed launches not counted."""
+
+    def promised_spawns(self, contract_id: str, root_id: str, now_us: int) -> int:
+        """Count the manifests that reserve a birth below a root and are still good."""
+
     def family(self, root_id: str, parent_id: str) -> Family:
         """Count the live workers of a tree, and among them the children of *parent_id*."""
 
