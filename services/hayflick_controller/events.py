@@ -159,10 +159,11 @@ def reservations_returned(contract_id: str, count: int, now_us: int) -> Event:
 
 
 def latch_changed(
-    decision: str, latch: Latch, *, contract_id: str = "", workers: Iterable[Worker] = ()
+    decision: str, latch: Latch, *, contract_id: str = "", workers: Iterable[Worker] = (), actor: str = ""
 ) -> Event:
-    """A kill switch or a quarantine was engaged or released."""
+    """A kill switch or a quarantine was engaged or released, by a caller or by *actor*."""
     listed = list(workers)
+    by: dict[str, Detail] = {"actor": actor} if actor else {}
     subject = latch.scope.id if latch.scope.kind.value in ("worker", "quarantine") else ""
     return Event(
         "audit",
@@ -176,6 +177,7 @@ def latch_changed(
             "reason": latch.reason,
             "worker_count": len(listed),
             "worker_ids": [worker.worker_id for worker in listed[:MAX_LISTED]],
+            **by,
         },
     )
 

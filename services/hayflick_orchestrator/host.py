@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from hayflick_orchestrator.attestation import Attestor
     from hayflick_orchestrator.narrowing import KernelFacts
+    from hayflick_orchestrator.tripwires import Tripwires
     from hayflick_sandbox.bounds import Bounds
     from hayflick_sandbox.cgroups import Tree, Usage
     from hayflick_sandbox.messages import Finding
@@ -56,6 +57,7 @@ class Host:
         *,
         attestor: Attestor,
         missing: Sequence[Layer],
+        tripwires: Tripwires,
         launches_at_once: int,
         on_zygote_death: Callable[[], None],
     ) -> None:
@@ -64,6 +66,7 @@ class Host:
         self._uids = uids
         self._attestor = attestor
         self._missing = tuple(missing)
+        self._tripwires = tripwires
         self._on_zygote_death = on_zygote_death
         self._sandboxes: dict[str, Sandbox] = {}
         self._gate = asyncio.Semaphore(launches_at_once)
@@ -189,6 +192,7 @@ class Host:
                     await sandbox.ready
                 findings = self._examine(sandbox, policy.limits)
                 (approve or self._attestor.require)(findings)
+                self._tripwires.watch(sandbox)
             except BaseException as error:
                 # Also when cancelled: what was begun is undone before we leave.
                 await _finish(self._abandon(sandbox, cgroup_path, uid))
@@ -203,7 +207,8 @@ class Host:
 
     def _examine(self, sandbox: Sandbox, limits: Limits) -> tuple[Finding, ...]:
         """Return what was found of *sandbox* from inside, and what is seen of it from here."""
-        sight = Sight(self._tree, sandbox.cgroup_path, sandbox.pid or 0, sandbox.uid, limits)
+        listener = sandbox.descriptors.get("tripwire")
+        sight = Sight(self._tree, sandbox.cgroup_path, sandbox.pid or 0, sandbox.uid, limits, listener)
         return (*sandbox.findings, *observe(sight))
 
     async def _abandon(self, sandbox: Sandbox | None, cgroup_path: str, uid: int) -> None:
@@ -329,6 +334,7 @@ class Host:
         """
         sandbox.close()
         removed = await self._remove(sandbox.cgroup_path)
+        self._tripwires.forget(sandbox)
         self._sandboxes.pop(sandbox.launch_id, None)
         if removed and sandbox.dead.done():
             self._uids.release(sandbox.uid)
@@ -383,6 +389,7 @@ class Host:
         await self._loop.run_in_executor(self._killer, self._close_zygote)
         for sandbox in self.sandboxes:
             sandbox.close()
+        self._tripwires.close()
         try:
             await self._until(self._closed_tree, REMOVE_SECONDS)
         finally:
