@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hayflick_controller.clock import seconds
 from hayflick_controller.model import Contract, Event, Exit, Latch, Manifest, Node, Scope, Worker
 from hayflick_controller.terms import Terms
+from hayflick_rpc.attestation import key_id
 from hayflick_rpc.errors import reason_name
 from hayflick_rpc.wire import ID_PATTERN
 
@@ -208,7 +209,18 @@ def reaped(worker: Worker, silent_us: int, now_us: int) -> Event:
     )
 
 
-def node_connected(node: Node, worker_count: int) -> Event:
+def isolation_refused(worker: Worker, cause: str, min_grade: str, now_us: int) -> Event:
+    """A worker runs in a sandbox that is not attested to hold enough, and is being ended."""
+    details: dict[str, Detail] = {
+        "decision": "isolation_refused",
+        "cause": cause,
+        "min_grade": min_grade,
+        "node_id": worker.node_id,
+    }
+    return _about(worker, "audit", now_us, details)
+
+
+def node_connected(node: Node, worker_count: int, public_key: bytes) -> Event:
     """A node may launch workers from now on."""
     return Event(
         "node_connected",
@@ -218,6 +230,9 @@ def node_connected(node: Node, worker_count: int) -> Event:
             "address": node.address,
             "python_version": node.python_version,
             "worker_count": worker_count,
+            # What this node signs until it starts again is verified with it.
+            "attestation_public_key": public_key.hex(),
+            "attestation_key_id": key_id(public_key) if public_key else "",
         },
     )
 

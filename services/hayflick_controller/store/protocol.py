@@ -223,6 +223,12 @@ class Tx(Protocol):
     def end_workers(self, workers: Sequence[Worker]) -> None:
         """Write *workers*, which carry an exit, as ENDED, and give back their slots."""
 
+    def attest(self, worker: Worker, body: bytes) -> None:
+        """Keep what was found of *worker*'s sandbox: its attestation, and *body*, which has every check."""
+
+    def attestation(self, worker_id: str) -> bytes:
+        """Return what was found of a worker's sandbox, with every check; empty when it was not told."""
+
     def beat(self, beats: Sequence[Beat]) -> None:
         """Write what was last heard of live workers."""
 

@@ -103,11 +103,14 @@ class Node:
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
 
-    async def connect(self, *, python_version: str = PYTHON) -> None:
+    async def connect(self, *, python_version: str = PYTHON, public_key: bytes = b"") -> None:
         """Open the stream and wait for the welcome."""
         self._call = self.stub.ConnectNode()
         hello = pb.NodeHello(
-            node_id=self.node_id, worker_ids=sorted(self.workers), python_version=python_version
+            node_id=self.node_id,
+            worker_ids=sorted(self.workers),
+            python_version=python_version,
+            attestation_public_key=public_key,
         )
         await self._call.write(pb.ConnectNodeRequest(hello=hello))
         try:
@@ -160,11 +163,18 @@ class Node:
         worker: resources_pb2.Worker = response.worker
         return worker
 
-    async def beat(self, state: str = "RUNNING", usage: Any = None, workers: Any = None) -> None:
-        """Beat for every worker and wait for the acknowledgement."""
+    async def beat(
+        self, state: str = "RUNNING", usage: Any = None, workers: Any = None, attested: Any = None
+    ) -> None:
+        """Beat for every worker, with what was *attested* of some, and wait for the acknowledgement."""
         self._sequence += 1
         beats = [
-            pb.WorkerBeat(worker_id=worker_id, state=resources_pb2.State.Value(f"STATE_{state}"), usage=usage)
+            pb.WorkerBeat(
+                worker_id=worker_id,
+                state=resources_pb2.State.Value(f"STATE_{state}"),
+                usage=usage,
+                attestation=(attested or {}).get(worker_id),
+            )
             for worker_id in (sorted(self.workers) if workers is None else workers)
         ]
         await self.send(pb.ConnectNodeRequest(beat=pb.NodeBeat(sequence=self._sequence, workers=beats)))

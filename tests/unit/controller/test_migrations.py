@@ -10,6 +10,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from hayflick_controller.store import (
     answers,
+    attestations,
     contracts,
     latches,
     manifests,
@@ -22,7 +23,7 @@ from hayflick_controller.store import (
 )
 from hayflick_controller.store.prepared import Prepared
 
-PARTS = (answers, contracts, latches, manifests, nodes, outbox, workers)
+PARTS = (answers, attestations, contracts, latches, manifests, nodes, outbox, workers)
 STATEMENTS = {
     name: value
     for part in PARTS
@@ -86,6 +87,8 @@ def test_decisions_scan_no_table() -> None:
             "END",
             "BEAT",
             "NODE",
+            "ATTESTATION",
+            "ATTEST",
         ):
             text = Prepared(STATEMENTS[name], engine.dialect).text
             count = text.count("?")
