@@ -51,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_REFUSED
     if result.oom_killed:
         print("hayflick_sandbox: a process was killed for want of memory", file=sys.stderr)
+    if result.denials:
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(result.denials.items()))
+        print(f"hayflick_sandbox: refused what only an attack asks for: {counts}", file=sys.stderr)
     return 128 + result.signal if result.signal is not None else result.exit_code or 0
 
 

@@ -14,6 +14,15 @@ from hayflick_sandbox.policy import Limits
 CPU_PERIOD_MICROSECONDS = 100_000
 # Each worker is two directories: its own, and the leaf in it that holds its processes.
 DIRECTORIES_PER_WORKER = 2
+# Where a limit can be read back, by controller and version.
+LIMIT_FILES = {
+    ("memory", 1): "memory.limit_in_bytes",
+    ("memory", 2): "memory.max",
+    ("cpu", 1): "cpu.cfs_quota_us",
+    ("cpu", 2): "cpu.max",
+    ("pids", 1): "pids.max",
+    ("pids", 2): "pids.max",
+}
 # A root is one level below its contract, and its leaf two.
 LEVELS_OF_A_ROOT = 2
 
@@ -85,6 +94,15 @@ def settings(limits: Limits, versions: Mapping[str, int]) -> Iterator[tuple[str,
     yield from _cpu(limits.cpu_millis, versions)
     if "pids" in versions:
         yield "pids.max", str(limits.pids + 1)  # and its init
+
+
+def limit_in(text: str) -> int | None:
+    """Return the limit in the text of one of :data:`LIMIT_FILES`, ``None`` for no limit.
+
+    A CPU bandwidth is its quota: everyone's period is the same.
+    """
+    word = text.split(maxsplit=1)[0]
+    return None if word in ("max", "-1") else int(word)
 
 
 def _memory(limit_bytes: int, versions: Mapping[str, int]) -> Iterator[tuple[str, str]]:

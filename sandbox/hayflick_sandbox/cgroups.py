@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hayflick_sandbox import delegation, disks
-from hayflick_sandbox.bounds import Bounds, HeldByKernel, settings
+from hayflick_sandbox.bounds import LIMIT_FILES, Bounds, HeldByKernel, limit_in, settings
 from hayflick_sandbox.policy import Limits
 
 CONTROLLERS = ("memory", "cpu", "pids")
@@ -31,6 +31,7 @@ _WANTED = frozenset({*CONTROLLERS, *disks.CONTROLLERS})
 OWN = "hayflick"
 ATTEMPTS = 10
 ROOT_PARTS = 3  # contract, root, leaf
+CHARGED_AT_ONCE_BYTES = 64 * 4_096  # MEMCG_CHARGE_BATCH of the kernel, in pages
 LEAF = "self"  # no worker's id, which is hexadecimal
 
 
@@ -241,6 +242,44 @@ class Tree:
                 opened.append(descriptor)
             yield opened
 
+    def limits(self, path: str) -> dict[str, int | None]:
+        """Return what the kernel holds the worker at *path* to, by controller; ``None`` for no limit.
+
+        Raises:
+            OSError: there are no such cgroups.
+        """
+        return {
+            # As text: pathlib would take as long as the kernel.
+            name: limit_in(
+                _read(f"{self.roots[self._of[name].root]}/{path}/{LEAF}/{LIMIT_FILES[name, version]}")
+            )
+            for name, version in self._versions.items()
+            if (name, version) in LIMIT_FILES
+        }
+
+    def memory_reached(self, path: str) -> tuple[bool, bool]:
+        """Return whether the worker at *path* ever reached its own memory limit, and its family the budget.
+
+        Version 2 tells what could not be reclaimed (``oom``). Version 1 has no such
+        count, and newer kernels keep no ``memory.failcnt`` either, so there the
+        highest usage ever is compared with the limit.
+        """
+        one = self._of.get("memory")
+        if one is None:
+            return False, False
+
+        def reached(directory: Path) -> bool:
+            try:
+                if one.version == 2:
+                    return _fields(_read(directory / "memory.events.local"))["oom"] > 0
+                limit = int(_read(directory / "memory.limit_in_bytes"))
+                return int(_read(directory / "memory.max_usage_in_bytes")) > limit - CHARGED_AT_ONCE_BYTES
+            except FileNotFoundError:
+                return False
+
+        family = "/".join(PurePosixPath(path).parts[: ROOT_PARTS - 1])
+        return reached(self._leaf(path, "memory")), reached(self._directory(one, family))
+
     def usage(self, path: str) -> Usage:
         """Return what the worker at *path* uses, its descendants not counted."""
 
@@ -423,7 +462,7 @@ def _write(path: Path, value: str) -> None:
         os.close(descriptor)
 
 
-def _read(path: Path) -> str:
+def _read(path: Path | str) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(descriptor, 65_536).decode()

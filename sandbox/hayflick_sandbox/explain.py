@@ -25,8 +25,8 @@ def confinement(policy: Policy, degraded: frozenset[str]) -> Iterator[str]:
         template=readable_paths(),
         last_capability=int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii")),
         degraded=degraded,
-        filters=(seccomp.compile_filter(inet=False, listener=False),),
-        inet_filters=(seccomp.compile_filter(inet=True, listener=False),),
+        filters=(seccomp.compile_filter(inet=False, listener="tripwire" not in degraded),),
+        inet_filters=(seccomp.compile_filter(inet=True, listener="tripwire" not in degraded),),
     )
     yield _BIRTH.format(loopback="up" if policy.inet else "down")
     for step in steps.plan(policy, host, host_uid=FIRST_UID):

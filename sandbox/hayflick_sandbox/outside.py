@@ -29,6 +29,7 @@ class Sight:
         pid: Of its init.
         uid: The host user id that it was leased.
         limits: What it was promised to be held to.
+        listener: What init handed over as the listener of its filter, if anything.
     """
 
     tree: Tree
@@ -36,6 +37,7 @@ class Sight:
     pid: int
     uid: int
     limits: Limits
+    listener: int | None = None
 
     @cached_property
     def host_uid(self) -> int:
@@ -146,6 +148,13 @@ def _kill(sight: Sight) -> tuple[bool, str]:
     return len(present) == 2, " ".join(present)
 
 
+def _tripwire(sight: Sight) -> tuple[bool, str]:
+    if sight.listener is None:
+        return False, "no listener"
+    kind = os.readlink(f"/proc/self/fd/{sight.listener}")
+    return kind == "anon_inode:seccomp notify", kind
+
+
 def _read(path: str) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -161,5 +170,6 @@ CHECKS = (
     Check("cpu-limit", "cpu", "B", "use the host's processors up", _cpu),
     Check("pids-limit", "pids", "B", "use the host's processes up", _pids),
     Check("kill-and-freeze", "kill", "B", "fork faster than it is killed", _kill),
+    Check("listener", "tripwire", "A", "try every wall, unseen", _tripwire),
     Check("own-host-user", "uid-range", "A", "signal or read what shares its user on the host", _own_user),
 )

@@ -7,10 +7,11 @@ of them cannot be let go, because without them there is no sandbox.
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterable
 
-from hayflick_sandbox import controllers, landlock, refusals, subordinate, syscalls, trial
+from hayflick_sandbox import controllers, landlock, notifications, refusals, subordinate, syscalls, trial
 from hayflick_sandbox.cgroups import Tree
 from hayflick_sandbox.environment import Facts
 from hayflick_sandbox.identities import BLOCK_UIDS, BLOCKS, FIRST_UID
@@ -45,6 +46,7 @@ def probe(tree: Tree, facts: Facts | None = None) -> tuple[Layer, ...]:
         identities,
         *controllers.layers(tree, facts),
         judge_seccomp(facts),
+        judge_tripwire(notifications.try_listener()),
         judge_landlock(*_landlock_abi(), facts),
     )
 
@@ -129,6 +131,26 @@ def judge_seccomp(facts: Facts) -> Layer:
     return Layer(
         "seccomp", False, "the kernel has no seccomp filters", "boot a kernel with CONFIG_SECCOMP_FILTER"
     )
+
+
+def judge_tripwire(number: int) -> Layer:
+    """Return the layer "tripwire".
+
+    Args:
+        number: The errno for which there is no listener, or 0.
+    """
+    if number == 0:
+        return Layer("tripwire", True, "refused calls are seen by a seccomp listener")
+    if number == errno.EBUSY:
+        detail = "a container runtime's listener is over this process, and there can be but one"
+        remedy = "run without a seccomp profile that notifies"
+    elif number == errno.EPERM:
+        detail = "a seccomp listener is refused, by a container's profile for one"
+        remedy = "update the container engine, or its seccomp profile"
+    else:
+        detail = f"the kernel gives no seccomp listener: {os.strerror(number)}"
+        remedy = "boot Linux 5.5 or later with CONFIG_SECCOMP_FILTER"
+    return Layer("tripwire", False, detail, remedy)
 
 
 def judge_landlock(version: int, number: int, facts: Facts) -> Layer:

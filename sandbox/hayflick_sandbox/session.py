@@ -14,11 +14,13 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from hayflick_sandbox import landlock, messages, outside
 from hayflick_sandbox.cgroups import Tree, Usage
+from hayflick_sandbox.denials import Book
 from hayflick_sandbox.grades import criteria, judge
 from hayflick_sandbox.identities import UidRange, claim_range
 from hayflick_sandbox.messages import Beat, Probed, Ready, RunTask, SetupFailed, TaskExited, TaskStarted
@@ -68,12 +70,44 @@ class Result:
         signal: The signal that ended it, or ``None``.
         oom_killed: Whether the kernel killed a process of it for want of memory.
         usage: What the sandbox used, read before it was removed.
+        denials: How often it was refused what only an attack asks for, by class.
     """
 
     exit_code: int | None
     signal: int | None
     oom_killed: bool
     usage: Usage
+    denials: Mapping[str, int]
+
+
+class Watch:
+    """The listener of one sandbox, and what came to it.
+
+    Attributes:
+        listener: Its descriptor; ``None`` where the machine gives none.
+        denials: How many came, by class.
+    """
+
+    def __init__(self, book: Book, listener: int | None) -> None:
+        self.listener = listener
+        self.denials: dict[str, int] = {}
+        self._book = book
+
+    def refuse(self) -> None:
+        """Refuse the call that waits, and count it."""
+        assert self.listener is not None
+        denial = self._book.refuse(self.listener)
+        if denial is not None:
+            self.denials[denial.denial_class] = self.denials.get(denial.denial_class, 0) + 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Whoever still waits, or asks from now on, is told ENOSYS by the kernel.
+        if self.listener is not None:
+            os.close(self.listener)
+            self.listener = None
 
 
 class Session:
@@ -84,6 +118,8 @@ class Session:
         self._tree = tree
         self._uids = uids
         self._zygote = zygote
+        self._book = Book()
+        self._listens = any(layer.name == "tripwire" and layer.enforced for layer in layers)
 
     @classmethod
     @contextlib.contextmanager
@@ -132,10 +168,10 @@ class Session:
         uid = self._uids.lease()
         try:
             self._tree.add(name, policy.limits)
-            channel, started = self._launch(name, policy, uid)
+            channel, started, watch = self._launch(name, policy, uid)
             try:
-                with channel:
-                    exited = self._run_task(channel, order, sink)
+                with channel, watch:
+                    exited = self._run_task(channel, order, sink, watch)
                     oom_kills, usage = self._tree.oom_kills(name), self._tree.usage(name)
             finally:
                 self._end(name, started)
@@ -144,7 +180,7 @@ class Session:
                 _remove(self._tree, name)
             finally:
                 self._uids.release(uid)
-        return Result(exited.exit_code, exited.signal, oom_kills > 0, usage)
+        return Result(exited.exit_code, exited.signal, oom_kills > 0, usage, watch.denials)
 
     def try_launch(self) -> None:
         """Build one sandbox and end it.
@@ -156,8 +192,9 @@ class Session:
         name, uid, policy = "trial", self._uids.lease(), Policy()
         try:
             self._tree.add(name, policy.limits)
-            channel, started = self._launch(name, policy, uid)
-            channel.close()
+            channel, started, watch = self._launch(name, policy, uid)
+            with channel, watch:
+                pass
             self._end(name, started)
         finally:
             try:
@@ -165,7 +202,7 @@ class Session:
             finally:
                 self._uids.release(uid)
 
-    def _launch(self, name: str, policy: Policy, uid: int) -> tuple[socket.socket, Started]:
+    def _launch(self, name: str, policy: Policy, uid: int) -> tuple[socket.socket, Started, Watch]:
         channel = self._zygote.launch(name, policy, name, uid)
         answer = self._event(name, READY_SECONDS)
         if not isinstance(answer, Started):
@@ -173,6 +210,7 @@ class Session:
             if isinstance(answer, LaunchFailed):
                 raise SandboxFailed(f"{answer.step}: {answer.message}", answer.step, answer.errno)
             raise SandboxFailed("it ended at once")
+        descriptors: dict[str, int] = {}
         try:
             message = _receive(channel, READY_SECONDS)
             if isinstance(message, SetupFailed):
@@ -180,14 +218,19 @@ class Session:
             if not isinstance(message, Probed):
                 raise SandboxFailed("its init did not say how well it holds")
             self._require_confined(message, Sight(self._tree, name, answer.pid, uid, policy.limits))
-            message = _receive(channel, READY_SECONDS)
+            message = _receive(channel, READY_SECONDS, descriptors)
             if not isinstance(message, Ready):
                 raise SandboxFailed("its init did not report ready")
+            if self._listens != ("tripwire" in descriptors):
+                raise SandboxFailed("its init did not hand over the tripwire")
         except BaseException:
+            _close(descriptors)
             channel.close()
             self._end(name, answer)
             raise
-        return channel, answer
+        watch = Watch(self._book, descriptors.pop("tripwire", None))
+        _close(descriptors)
+        return channel, answer, watch
 
     def _require_confined(self, probed: Probed, sight: Sight) -> None:
         findings = (*probed.findings, *outside.observe(sight))
@@ -195,7 +238,7 @@ class Session:
         if missing is not None:
             raise SandboxFailed(f"it does not hold: {missing.name}: {missing.seen}")
 
-    def _run_task(self, channel: socket.socket, order: bytes, sink: Sink) -> TaskExited:
+    def _run_task(self, channel: socket.socket, order: bytes, sink: Sink, watch: Watch) -> TaskExited:
         channel.setblocking(True)
         out_read, out_write = os.pipe2(os.O_CLOEXEC)
         err_read, err_write = os.pipe2(os.O_CLOEXEC)
@@ -208,20 +251,7 @@ class Session:
             finally:
                 os.close(out_write)
                 os.close(err_write)
-            poller = select.poll()
-            for descriptor in (*streams, channel.fileno()):
-                poller.register(descriptor, select.POLLIN)
-            exited: TaskExited | None = None
-            while exited is None:
-                for descriptor, _ in poller.poll():
-                    if descriptor in streams:
-                        data = os.read(descriptor, CHUNK_BYTES)
-                        if data:
-                            sink(streams[descriptor], data)
-                        else:
-                            poller.unregister(descriptor)
-                    else:
-                        exited = _task_exited(channel)
+            exited = _relay(channel, streams, sink, watch)
             # A background child may hold them open, or write for ever: what the
             # command itself wrote is in the pipes now, and no more is waited for.
             for descriptor, stream in streams.items():
@@ -266,6 +296,32 @@ def _remove(tree: Tree, name: str) -> None:
         time.sleep(BUSY_SECONDS)
 
 
+def _relay(channel: socket.socket, streams: dict[int, int], sink: Sink, watch: Watch) -> TaskExited:
+    """Hand on what the command writes, and refuse what it asks for, until it ends."""
+    poller = select.poll()
+    for descriptor in (*streams, channel.fileno()):
+        poller.register(descriptor, select.POLLIN)
+    if watch.listener is not None:
+        poller.register(watch.listener, select.POLLIN)
+    exited: TaskExited | None = None
+    while exited is None:
+        for descriptor, event in poller.poll():
+            if descriptor in streams:
+                data = os.read(descriptor, CHUNK_BYTES)
+                if data:
+                    sink(streams[descriptor], data)
+                else:
+                    poller.unregister(descriptor)
+            elif descriptor == watch.listener:
+                if event & select.POLLIN:
+                    watch.refuse()
+                else:  # nobody is left who could ask
+                    poller.unregister(descriptor)
+            else:
+                exited = _task_exited(channel)
+    return exited
+
+
 def _order(argv: Sequence[str]) -> bytes:
     if not argv or any("\0" in word for word in argv):
         raise ValueError("argv: it must be a command, and no word of it may hold a NUL")
@@ -275,16 +331,43 @@ def _order(argv: Sequence[str]) -> bytes:
         raise ValueError(f"argv: {error}") from None
 
 
-def _receive(channel: socket.socket, seconds: float) -> messages.FromInit | None:
-    """Return init's next message; ``None`` when none came in time, or init is gone."""
+def _close(descriptors: dict[str, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])
+
+
+def _receive(
+    channel: socket.socket, seconds: float, descriptors: dict[str, int] | None = None
+) -> messages.FromInit | None:
+    """Return init's next message; ``None`` when none came in time, or init is gone.
+
+    What it hands over is put into *descriptors*; without it, nothing can be handed over.
+    """
     if not readable(channel, seconds):
         return None
+    most = 0 if descriptors is None else len(messages.DESCRIPTORS)
     try:
-        packet = channel.recv(messages.MAX_PACKET_BYTES)
+        packet, rights, _, _ = _recv(channel, most)
     except ConnectionResetError:
         # It ended with an order unread; what it said before comes after this error.
-        packet = channel.recv(messages.MAX_PACKET_BYTES)
-    return messages.parse_from_init(packet) if packet else None
+        packet, rights, _, _ = _recv(channel, most)
+    message, names = None, tuple[str, ...]()
+    try:
+        message = messages.parse_from_init(packet) if packet else None
+        names = message.descriptors if isinstance(message, Ready) else ()
+    finally:
+        if len(names) != len(rights):
+            for descriptor in rights:
+                os.close(descriptor)
+    if len(names) != len(rights):
+        raise SandboxFailed("its init did not hand over what it named")
+    if descriptors is not None:
+        descriptors.update(zip(names, rights, strict=True))
+    return message
+
+
+def _recv(channel: socket.socket, most: int) -> tuple[bytes, list[int], int, object]:
+    return socket.recv_fds(channel, messages.MAX_PACKET_BYTES, most, socket.MSG_CMSG_CLOEXEC)
 
 
 def _task_exited(channel: socket.socket) -> TaskExited | None:

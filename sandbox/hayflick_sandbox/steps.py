@@ -131,7 +131,7 @@ def plan(
     steps += [
         DropCapabilities(host.last_capability),
         DieWithParent(),
-        FilterSystemCalls(host.inet_filters if policy.inet else host.filters),
+        FilterSystemCalls(host.inet_filters if policy.inet else host.filters, listener=present({"tripwire"})),
     ]
     return steps
 

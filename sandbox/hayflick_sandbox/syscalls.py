@@ -47,6 +47,8 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 
 SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_GET_NOTIF_SIZES = 3
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
 KEYCTL_JOIN_SESSION_KEYRING = 1
 
 _X86_64 = {
@@ -270,11 +272,23 @@ class _SockFprog(ctypes.Structure):
     _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
-def seccomp_set_mode_filter(program: bytes) -> None:
-    """Install a compiled BPF *program* (8 bytes an instruction) over this process."""
+def seccomp_set_mode_filter(program: bytes, *, listener: bool = False) -> int:
+    """Install a compiled BPF *program* (8 bytes an instruction) over this process.
+
+    Returns:
+        A descriptor, closed on exec, of the new listener when one was asked for; else 0.
+    """
     buffer = ctypes.create_string_buffer(program, len(program))
     fprog = _SockFprog(len(program) // 8, ctypes.addressof(buffer))
-    _syscall("seccomp", ctypes.c_uint(SECCOMP_SET_MODE_FILTER), ctypes.c_uint(0), ctypes.byref(fprog))
+    flags = ctypes.c_uint(SECCOMP_FILTER_FLAG_NEW_LISTENER if listener else 0)
+    return _syscall("seccomp", ctypes.c_uint(SECCOMP_SET_MODE_FILTER), flags, ctypes.byref(fprog))
+
+
+def seccomp_get_notif_sizes() -> tuple[int, int, int]:
+    """Return the kernel's sizes of a notification, of its response, and of the data in the former."""
+    sizes = (ctypes.c_uint16 * 3)()
+    _syscall("seccomp", ctypes.c_uint(SECCOMP_GET_NOTIF_SIZES), ctypes.c_uint(0), ctypes.byref(sizes))
+    return sizes[0], sizes[1], sizes[2]
 
 
 class _RulesetAttr(ctypes.Structure):

@@ -46,16 +46,21 @@ class FilterSystemCalls:
     """Last: from here on, only listed system calls."""
 
     programs: tuple[bytes, ...]
+    listener: bool
 
     def describe(self) -> str:
         """Say it."""
         size = sum(len(program) for program in self.programs) // 8
+        trip = ", those that only an attack makes are seen" if self.listener else ""
         return (
             f"install the seccomp filter ({size} BPF instructions): listed calls pass, "
-            "refused ones answer EPERM, unknown ones ENOSYS, foreign architectures die"
+            f"refused ones answer EPERM{trip}, unknown ones ENOSYS, foreign architectures die"
         )
 
-    def apply(self) -> None:
-        """Do it."""
-        for program in self.programs:
+    def apply(self) -> dict[str, int]:
+        """Do it; the listener, if any, is that of the last filter, which alone can send to one."""
+        *first, last = self.programs
+        for program in first:
             syscalls.seccomp_set_mode_filter(program)
+        descriptor = syscalls.seccomp_set_mode_filter(last, listener=self.listener)
+        return {"tripwire": descriptor} if self.listener else {}

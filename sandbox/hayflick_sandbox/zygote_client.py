@@ -116,8 +116,9 @@ class Zygote:
                 start_new_session=True,
             )
         zygote = cls(process, ours, tree)
+        listener = "tripwire" not in degraded
         # Compiled here, so that the compiler is not in the zygote's memory.
-        programs = {inet: [seccomp.compile_filter(inet=inet, listener=False)] for inet in (False, True)}
+        programs = {inet: [seccomp.compile_filter(inet=inet, listener=listener)] for inet in (False, True)}
         zygote.seccomp_sha256 = {
             inet: hashlib.sha256(b"".join(filters)).hexdigest() for inet, filters in programs.items()
         }

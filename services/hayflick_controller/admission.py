@@ -12,12 +12,37 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick_controller import narrowing
 from hayflick_controller.clock import seconds
-from hayflick_controller.model import Contract, Latch, Manifest, ManifestStatus, ScopeKind, State, Worker
+from hayflick_controller.model import (
+    Contract,
+    Latch,
+    Manifest,
+    ManifestStatus,
+    Resources,
+    ScopeKind,
+    State,
+    Worker,
+)
 from hayflick_rpc.errors import HayflickError
 
 BREEDING_STATES = frozenset({State.STARTING, State.RUNNING, State.QUARANTINED})
 """States in which a worker counts as a parent; a quarantined one is refused by its own rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyFacts:
+    """What is true of the family that a birth would join.
+
+    Attributes:
+        root_id: Its root.
+        root_create_us: When the root was born.
+        spawn_count: Births below the root so far; at issue also those promised.
+    """
+
+    root_id: str
+    root_create_us: int
+    spawn_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +58,8 @@ class Facts:
         parent: Its record, or ``None`` when there is none.
         last_birth_us: The parent's last birth: registrations count, and at
             issue also reservations that are still good.
+        resources: What the worker would have; ``None`` while nobody said.
+        family: The parent's family, where the contract gives families a budget.
     """
 
     now_us: int
@@ -41,6 +68,8 @@ class Facts:
     parent_id: str = ""
     parent: Worker | None = None
     last_birth_us: int | None = None
+    resources: Resources | None = None
+    family: FamilyFacts | None = None
 
     @property
     def epoch(self) -> int:
@@ -164,6 +193,46 @@ def parent_known(facts: Facts) -> Denial | None:
     )
 
 
+def family_budget(facts: Facts) -> Denial | None:
+    """No birth that its family has no budget left for, in number or in time."""
+    budget, family = facts.contract.policy.terms.family_budget, facts.family
+    if budget is None or family is None:
+        return None
+    if budget.max_spawns and family.spawn_count >= budget.max_spawns:
+        field, limit = "max_spawns", float(budget.max_spawns)
+        words = f"{family.spawn_count} were born or promised below its root; the contract allows {limit:.0f}"
+    elif budget.wall_time_limit_us and facts.now_us >= family.root_create_us + budget.wall_time_limit_us:
+        field, limit = "wall_time_limit", seconds(budget.wall_time_limit_us)
+        words = f"its root was born more than {limit:g} s ago"
+    else:
+        return None
+    return Denial(
+        ErrorReason.ERROR_REASON_FAMILY_BUDGET_EXCEEDED,
+        "deny_family_budget",
+        f"the budget of family {family.root_id} is used up: {words}",
+        {
+            "field": f"family_budget.{field}",
+            "limit": int(limit) if limit.is_integer() else limit,
+            "root_id": family.root_id,
+        },
+    )
+
+
+def exceeds_parent(facts: Facts) -> Denial | None:
+    """No child with more than its parent has."""
+    if facts.parent is None or facts.resources is None:
+        return None
+    found = narrowing.excess(facts.resources, facts.parent.manifest.resources)
+    if found is None:
+        return None
+    return Denial(
+        ErrorReason.ERROR_REASON_EXCEEDS_PARENT,
+        "deny_exceeds_parent",
+        f"resources.{found.field}: a child may have no more than its parent, which has {found.limit}",
+        {"field": f"resources.{found.field}", "limit": found.limit},
+    )
+
+
 def cooldown(facts: Facts) -> Denial | None:
     """One parent's births lie at least the contract's cooldown apart."""
     if not facts.parent_id or facts.last_birth_us is None:
@@ -193,7 +262,16 @@ def depth(facts: Facts) -> Denial | None:
     )
 
 
-RULES: tuple[Rule, ...] = (kill_switch, quarantine, quota, parent_known, cooldown, depth)
+RULES: tuple[Rule, ...] = (
+    kill_switch,
+    quarantine,
+    quota,
+    family_budget,
+    parent_known,
+    cooldown,
+    depth,
+    exceeds_parent,
+)
 """The rules of any birth, in the order in which a denial is reported."""
 
 

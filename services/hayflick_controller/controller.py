@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hayflick_controller.config import Config
     from hayflick_controller.links import Link
     from hayflick_controller.store import Commit, Store, Tx
+    from hayflick_controller.tripwires import Report
 
 LOGGER_GRACE_SECONDS = 2.0
 """How long a start waits for the logger before it serves without one."""
@@ -106,6 +107,10 @@ class Controller:
         """A node was admitted: end and freeze there what must be."""
         self._pursuit.kick()
         self._spawn(self.quarantine.freeze_again(link))
+
+    def tripped(self, link: Link, report: Report) -> None:
+        """A node froze some of its workers by itself: make a quarantine of it."""
+        self._spawn(self.quarantine.trip(link, report))
 
     def left(self, link: Link) -> None:
         """A node's stream ended."""

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from hayflick_controller.clock import seconds
 from hayflick_controller.model import Contract, Event, Exit, Key, Latch, Manifest, Node, Scope, Worker
+from hayflick_controller.terms import Terms
+from hayflick_rpc.attestation import key_id
 from hayflick_rpc.errors import reason_name
 from hayflick_rpc.wire import ID_PATTERN
 
@@ -40,6 +42,7 @@ def contract_created(contract: Contract) -> Event:
             "expiration_seconds": seconds(policy.expiration_us or 0),
             "stop_conditions": [condition.name for condition in policy.stop_conditions],
             "key_id": contract.key_id,
+            **_terms(policy.terms),
         },
     )
 
@@ -176,10 +179,11 @@ def reservations_returned(contract_id: str, count: int, now_us: int) -> Event:
 
 
 def latch_changed(
-    decision: str, latch: Latch, *, contract_id: str = "", workers: Iterable[Worker] = ()
+    decision: str, latch: Latch, *, contract_id: str = "", workers: Iterable[Worker] = (), actor: str = ""
 ) -> Event:
-    """A kill switch or a quarantine was engaged or released."""
+    """A kill switch or a quarantine was engaged or released, by a caller or by *actor*."""
     listed = list(workers)
+    by: dict[str, Detail] = {"actor": actor} if actor else {}
     subject = latch.scope.id if latch.scope.kind.value in ("worker", "quarantine") else ""
     return Event(
         "audit",
@@ -193,6 +197,7 @@ def latch_changed(
             "reason": latch.reason,
             "worker_count": len(listed),
             "worker_ids": [worker.worker_id for worker in listed[:MAX_LISTED]],
+            **by,
         },
     )
 
@@ -223,7 +228,18 @@ def reaped(worker: Worker, silent_us: int, now_us: int) -> Event:
     )
 
 
-def node_connected(node: Node, worker_count: int) -> Event:
+def isolation_refused(worker: Worker, cause: str, min_grade: str, now_us: int) -> Event:
+    """A worker runs in a sandbox that is not attested to hold enough, and is being ended."""
+    details: dict[str, Detail] = {
+        "decision": "isolation_refused",
+        "cause": cause,
+        "min_grade": min_grade,
+        "node_id": worker.node_id,
+    }
+    return _about(worker, "audit", now_us, details)
+
+
+def node_connected(node: Node, worker_count: int, public_key: bytes) -> Event:
     """A node may launch workers from now on."""
     return Event(
         "node_connected",
@@ -233,6 +249,9 @@ def node_connected(node: Node, worker_count: int) -> Event:
             "address": node.address,
             "python_version": node.python_version,
             "worker_count": worker_count,
+            # What this node signs until it starts again is verified with it.
+            "attestation_public_key": public_key.hex(),
+            "attestation_key_id": key_id(public_key) if public_key else "",
         },
     )
 
@@ -240,6 +259,25 @@ def node_connected(node: Node, worker_count: int) -> Event:
 def node_disconnected(node_id: str, now_us: int, reason: str) -> Event:
     """A node's stream ended; its lease runs."""
     return Event("node_disconnected", now_us, details={"node_id": node_id, "reason": reason})
+
+
+def _terms(terms: Terms) -> dict[str, Detail]:
+    """Return what a contract says about containment, where it says anything."""
+    details: dict[str, Detail] = {}
+    if terms.grade_floors:
+        details["grade_floors"] = [
+            f"{floor.min_grade.name} from depth {floor.from_depth}" for floor in terms.grade_floors
+        ]
+    if terms.tripwires:
+        details["tripwires"] = [tripwire.name for tripwire in terms.tripwires]
+    budget = terms.family_budget
+    if budget is not None:
+        details["family_memory_limit_bytes"] = budget.memory_limit_bytes
+        details["family_cpu_millis"] = budget.cpu_millis
+        details["family_pids_limit"] = budget.pids_limit
+        details["family_max_spawns"] = budget.max_spawns
+        details["family_wall_time_limit_seconds"] = seconds(budget.wall_time_limit_us)
+    return details
 
 
 def _manifest(manifest: Manifest) -> dict[str, Detail]:

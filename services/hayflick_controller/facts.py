@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_controller import events, lineage
-from hayflick_controller.admission import Facts
-from hayflick_controller.model import EVERYTHING, Contract, Latch, Scope, ScopeKind
+from hayflick_controller.admission import Facts, FamilyFacts
+from hayflick_controller.model import EVERYTHING, Contract, Latch, Scope, ScopeKind, Worker
 from hayflick_controller.store import Tx
 from hayflick_rpc.errors import HayflickError
 
@@ -68,12 +68,28 @@ def read_facts(
         last_birth_us = max((birth for birth in births if birth is not None), default=None)
     return Facts(
         now_us=now_us,
+        family=_family(tx, contract, parent, now_us, issuing=issuing),
         contract=without_own(contract, own_reservations),
         latches=tuple(found[scope] for scope in scopes if scope in found),
         parent_id=parent_id,
         parent=parent,
         last_birth_us=last_birth_us,
     )
+
+
+def _family(
+    tx: Tx, contract: Contract, parent: Worker | None, now_us: int, *, issuing: bool
+) -> FamilyFacts | None:
+    budget = contract.policy.terms.family_budget
+    if budget is None or parent is None or parent.contract_id != contract.contract_id:
+        return None
+    root = tx.worker(parent.root_id) if parent.parent_id else parent
+    if root is None:  # a family without its root has nothing to be counted on
+        return None
+    spawns = tx.spawn_count(root.worker_id) if budget.max_spawns else 0
+    if budget.max_spawns and issuing:
+        spawns += tx.promised_spawns(contract.contract_id, root.worker_id, now_us)
+    return FamilyFacts(root.worker_id, root.create_us, spawns)
 
 
 def return_expired(tx: Tx, contract: Contract, now_us: int) -> bool:

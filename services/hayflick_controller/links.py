@@ -23,6 +23,7 @@ class Link:
         node_id: The node's name.
         address: Where clients reach its OrchestratorService.
         python_version: Of the Python that its workers run.
+        attestation_public_key: What verifies what it found of its sandboxes; empty when it gave none.
         last_beat_us: When it last beat.
         last_ack_us: When its lease was last renewed.
         sequence: Of its last beat.
@@ -32,11 +33,19 @@ class Link:
         departed: Set when its end is recorded and its name is free.
     """
 
-    def __init__(self, node_id: str, address: str, python_version: str, connect_us: int) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        address: str,
+        python_version: str,
+        connect_us: int,
+        attestation_public_key: bytes = b"",
+    ) -> None:
         self.node_id = node_id
         self.address = address
         self.python_version = python_version
         self.connect_us = connect_us
+        self.attestation_public_key = attestation_public_key
         self.last_beat_us = connect_us
         self.last_ack_us = connect_us
         self.sequence = 0

@@ -247,7 +247,11 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A worker as recorded. ``path`` is its lineage; see :mod:`~hayflick_controller.lineage`."""
+    """A worker as recorded.
+
+    ``path`` is its lineage; see :mod:`~hayflick_controller.lineage`. ``attestation`` is what
+    its node found of its sandbox, as on the wire and without the checks; empty until told.
+    """
 
     worker_id: str
     contract_id: str
@@ -266,6 +270,7 @@ class Worker:
     stop_reason: EndReason | None = None
     stop_detail: str = ""
     exit: Exit | None = None
+    attestation: bytes = field(default=b"", repr=False)
 
     @property
     def live(self) -> bool:

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING
 from hayflick.v1 import controller_pb2
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_controller import ends, events, parse, render
+from hayflick_controller.attestations import Attestations
 from hayflick_controller.clock import MICROSECONDS, Clock
 from hayflick_controller.links import Link, gone
 from hayflick_controller.model import EndReason, Exit, Node, State, Worker
 from hayflick_rpc import wire
+from hayflick_rpc.attestation import PUBLIC_KEY_BYTES
 from hayflick_rpc.errors import HayflickError, invalid_field
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Hello:
     address: str
     worker_ids: tuple[str, ...]
     python_version: str
+    attestation_public_key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +69,14 @@ def parse_hello(hello: controller_pb2.NodeHello) -> Hello:
     """
     if len(hello.worker_ids) > parse.MAX_HELLO_WORKERS:
         raise invalid_field("hello.worker_ids", f"must be at most {parse.MAX_HELLO_WORKERS}")
+    if len(hello.attestation_public_key) not in (0, PUBLIC_KEY_BYTES):
+        raise invalid_field("hello.attestation_public_key", f"must be {PUBLIC_KEY_BYTES} bytes")
     return Hello(
         wire.require_id("hello.node_id", hello.node_id),
         parse.text("hello.address", hello.address, parse.MAX_ADDRESS_CHARS),
         tuple(hello.worker_ids),
         parse.text("hello.python_version", hello.python_version, MAX_VERSION_CHARS),
+        hello.attestation_public_key,
     )
 
 
@@ -114,6 +120,7 @@ class Nodes:
         self._lease_us = lease_us
         self._start_us = clock()
         self._links = pursuit.links
+        self._attestations = Attestations(clock)
         self._started: set[str] = set()
         self._strangers: dict[str, set[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -144,7 +151,8 @@ class Nodes:
                 metadata={"node_id": hello.node_id},
             )
         now_us = self._clock()
-        link = Link(hello.node_id, hello.address, hello.python_version, now_us)
+        key = hello.attestation_public_key
+        link = Link(hello.node_id, hello.address, hello.python_version, now_us, key)
         self._links[hello.node_id] = link  # before the first await: the name is taken now
         session = secrets.token_hex(32)
         node = Node(
@@ -159,7 +167,7 @@ class Nodes:
 
         def run(tx: Tx) -> tuple[str, ...]:
             tx.put_node(node)
-            tx.record(events.node_connected(node, len(hello.worker_ids)))
+            tx.record(events.node_connected(node, len(hello.worker_ids), key))
             return self._reconcile(tx, hello, now_us)
 
         try:
@@ -205,6 +213,8 @@ class Nodes:
                 continue
             usage = parse.usage("beat.workers.usage", worker.usage)
             self._roster.beat(worker.worker_id, now_us, usage)
+            if worker.HasField("attestation"):
+                self._attestations.hear(link, worker.worker_id, worker.attestation)
             if state is State.STARTING and render.state_from_wire(worker.state) is State.RUNNING:
                 self._started.add(worker.worker_id)
         link.sequence = beat.sequence
@@ -212,7 +222,7 @@ class Nodes:
         link.worker_count = len(beat.workers)
         link.last_ack_us = now_us
         link.send(controller_pb2.ConnectNodeResponse(ack=controller_pb2.BeatAck(sequence=beat.sequence)))
-        if self._started or self._strangers:
+        if self._started or self._strangers or self._attestations.waiting:
             self._spawn()
 
     def connected(self) -> list[Link]:
@@ -308,8 +318,11 @@ class Nodes:
         """Write who began to run, and end who should not."""
         started, self._started = self._started, set()
         strangers, self._strangers = self._strangers, {}
+        told = self._attestations.take()
 
-        def run(tx: Tx) -> dict[str, list[str]]:
+        def run(tx: Tx) -> tuple[bool, dict[str, list[str]]]:
+            # First: who is condemned does not become RUNNING.
+            condemned = self._attestations.settle(tx, told, started)
             found = [tx.worker(worker_id) for worker_id in started]
             tx.update_states(
                 [
@@ -318,17 +331,21 @@ class Nodes:
                     if worker is not None and worker.state is State.STARTING
                 ]
             )
-            return {
+            return condemned, {
                 node_id: [worker_id for worker_id in ids if not _lives_on(tx, node_id, worker_id)]
                 for node_id, ids in strangers.items()
             }
 
         try:
-            for node_id, ids in (await self._store.transact(run)).items():
+            condemned, unknown = await self._store.transact(run)
+            if condemned:
+                self._pursuit.kick()
+            for node_id, ids in unknown.items():
                 if ids:
                     log.warning("node %s beats for %d workers that may not run", node_id, len(ids))
                     self._pursuit.evict(node_id, ids)
         except HayflickError as error:
+            self._attestations.keep(told)  # which are told but once
             log.warning("beats were not settled: %s", error.message)  # the next beats say it again
 
     def _forget(self, link: Link) -> None:

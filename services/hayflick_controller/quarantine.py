@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hayflick_controller.pursuit import Pursuit
     from hayflick_controller.roster import Roster
     from hayflick_controller.store import Tx
+    from hayflick_controller.tripwires import Report
 
 ORDER_TIMEOUT_SECONDS = 10.0
 
@@ -76,6 +77,62 @@ class Quarantine:
         confirmed = await self._decisions.finish(self._turn(request, worker_id, reason, engaged=False))
         return controller_pb2.ReleaseQuarantineResponse(worker_ids=confirmed)
 
+    async def trip(self, link: Link, report: Report) -> None:
+        """Make a quarantine of what a node froze by itself, as :meth:`engage` would.
+
+        A node repeats its report until it is ordered about the worker: the
+        freeze below is that order, also where the quarantine stands already. It
+        can quarantine nobody but what it runs.
+        """
+        await self._decisions.finish(self._trip(link, report))
+
+    async def _trip(self, link: Link, report: Report) -> None:
+        scope = Scope(ScopeKind.QUARANTINE, report.frozen_worker_id)
+
+        def turn(tx: Tx) -> _Turned | None:
+            worker, tripped = tx.worker(report.frozen_worker_id), tx.worker(report.worker_id)
+            if worker is None or not worker.live or worker.node_id != link.node_id:
+                return None
+            if tripped is None or worker.worker_id not in lineage.members(tripped.path):
+                return None
+            latch = tx.latches([scope]).get(scope, Latch(scope))
+            affected = tuple(tx.live_workers(path=worker.path))
+            if not latch.engaged:
+                latch = self._put(tx, latch, worker, affected, report.reason, actor=f"node {link.node_id}")
+            return _Turned(latch, worker, affected, tx.position)
+
+        turned = await self._decisions.record(turn, durable=True)
+        if turned is None:
+            log.warning("node %s reports a tripwire of a worker that it does not run", link.node_id)
+            return
+        try:
+            confirmed = await self._carry_out(turned, engaged=True)
+        except HayflickError as error:
+            log.warning("%s", error.message)  # the latch stands, and the node will ask again
+            return
+        await self._decisions.record(lambda tx: self._write_states(tx, confirmed, engaged=True))
+
+    def _put(
+        self,
+        tx: Tx,
+        latch: Latch,
+        worker: Worker,
+        affected: Sequence[Worker],
+        reason: str,
+        *,
+        engaged: bool = True,
+        actor: str = "",
+    ) -> Latch:
+        """Turn the latch, and record it."""
+        latch = replace(latch, engaged=engaged, epoch=latch.epoch + 1, reason=reason, change_us=self._clock())
+        tx.put_latch(latch)
+        word = "quarantined" if engaged else "quarantine_released"
+        event = events.latch_changed(
+            word, latch, contract_id=worker.contract_id, workers=affected, actor=actor
+        )
+        tx.record(event)
+        return latch
+
     async def freeze_again(self, link: Link) -> None:
         """Freeze what is quarantined on a node that has just connected."""
 
@@ -109,12 +166,7 @@ class Quarantine:
                 return _Turned(latch, worker, affected, known.position)
             if not engaged and not self._decisions.audit_up:
                 raise unavailable("the logger does not answer")
-            latch = replace(
-                latch, engaged=engaged, epoch=latch.epoch + 1, reason=reason, change_us=self._clock()
-            )
-            tx.put_latch(latch)
-            word = "quarantined" if engaged else "quarantine_released"
-            tx.record(events.latch_changed(word, latch, contract_id=worker.contract_id, workers=affected))
+            latch = self._put(tx, latch, worker, affected, reason, engaged=engaged)
             self._decisions.remember(tx, request, None)
             return _Turned(latch, worker, affected, tx.position)
 

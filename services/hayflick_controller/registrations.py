@@ -85,6 +85,7 @@ def _apply_rules(
     manifest = presented.manifest
     own = int(presented.status is ManifestStatus.RESERVED)
     facts = read_facts(tx, contract, manifest.parent_id, now_us, issuing=False, own_reservations=own)
+    facts = replace(facts, resources=manifest.resources)
     decision = admission.decide_register(facts, presented)
     if over_quota(decision) and return_expired(tx, contract, now_us):
         presented = replace(presented, status=tx.manifest_status(manifest.manifest_id))
@@ -123,7 +124,6 @@ def _ask_conditions(
 
 def _newborn(registration: Registration, facts: Facts) -> Worker:
     manifest, parent = registration.manifest, facts.parent
-    expiration_us = facts.contract.policy.expiration_us
     return Worker(
         worker_id=manifest.worker_id,
         contract_id=manifest.contract_id,
@@ -134,11 +134,24 @@ def _newborn(registration: Registration, facts: Facts) -> Worker:
         node_id=registration.node_id,
         state=State.STARTING,
         create_us=facts.now_us,
-        expire_us=None if expiration_us is None else facts.now_us + expiration_us,
+        expire_us=_expiry(facts),
         last_heartbeat_us=facts.now_us,
         manifest=manifest,
         degraded_layers=registration.degraded_layers,
     )
+
+
+def _expiry(facts: Facts) -> int | None:
+    """Return when the worker's life ends: its own, or its family's, whichever is sooner."""
+    policy = facts.contract.policy
+    ends = []
+    if policy.expiration_us is not None:
+        ends.append(facts.now_us + policy.expiration_us)
+    budget = policy.terms.family_budget
+    if budget is not None and budget.wall_time_limit_us:
+        begin_us = facts.now_us if facts.family is None else facts.family.root_create_us
+        ends.append(begin_us + budget.wall_time_limit_us)
+    return min(ends, default=None)
 
 
 def _deny(tx: Tx, denial: Denial, manifest: Manifest, now_us: int, root_id: str = "") -> Denial:

@@ -33,7 +33,7 @@ class Registry:
         self._broadcast = broadcast
 
     async def get(self, worker_id: str) -> resources_pb2.Worker:
-        """Return one worker, with its state snapshot.
+        """Return one worker, with its state snapshot and every check of its sandbox.
 
         Raises:
             HayflickError: WORKER_UNKNOWN.
@@ -47,7 +47,10 @@ class Registry:
                     f"worker_id: there is no worker {worker_id}",
                     metadata={"worker_id": worker_id, "field": "worker_id"},
                 )
-            return render.worker(self._roster.freshen(worker), with_snapshot=True)
+            found = render.worker(self._roster.freshen(worker), with_snapshot=True)
+            if worker.attestation:
+                found.attestation.ParseFromString(tx.attestation(worker_id))
+            return found
 
         return await self._store.transact(read)
 

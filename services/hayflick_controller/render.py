@@ -137,6 +137,8 @@ def worker(value: Worker, *, with_snapshot: bool = False) -> resources_pb2.Worke
         degraded_layers=value.degraded_layers,
         manifest=manifest(value.manifest, with_snapshot=with_snapshot),
     )
+    if value.attestation:
+        wire.attestation.ParseFromString(value.attestation)
     if value.expire_us is not None:
         wire.expire_time.CopyFrom(stamp(value.expire_us))
     if value.exit is not None:

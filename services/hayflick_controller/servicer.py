@@ -15,6 +15,7 @@ from hayflick_controller import nodes, parse, render
 from hayflick_controller.deaths import Report
 from hayflick_controller.decisions import Request
 from hayflick_controller.registrations import Registration
+from hayflick_controller.tripwires import parse_report
 from hayflick_controller.wishes import Wish
 from hayflick_rpc import wire
 from hayflick_rpc.errors import HayflickError, invalid_field
@@ -132,7 +133,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         controller = self._controller
         welcome = await controller.nodes.connect(await _hello(request_iterator))
         link = welcome.link
-        reader = asyncio.create_task(_read(controller.nodes, link, request_iterator))
+        reader = asyncio.create_task(_read(controller, link, request_iterator))
         try:
             yield pb.ConnectNodeResponse(
                 welcome=pb.NodeWelcome(
@@ -248,17 +249,19 @@ async def _hello(incoming: Incoming) -> nodes.Hello:
     return nodes.parse_hello(first.hello)
 
 
-async def _read(nodes_: nodes.Nodes, link: Link, incoming: Incoming) -> None:
+async def _read(controller: Controller, link: Link, incoming: Incoming) -> None:
     """Take what a node sends until it hangs up; a node that breaks the protocol is cut off."""
     try:
         async for message in incoming:
             match message.WhichOneof("message"):
                 case "beat":
-                    nodes_.beat(link, message.beat)
+                    controller.nodes.beat(link, message.beat)
                 case "result":
                     link.result(message.result)
+                case "tripped":
+                    controller.tripped(link, parse_report(message.tripped))
                 case _:
-                    raise invalid_field("message", "must be a beat or a result after the hello")
+                    raise invalid_field("message", "must be a beat, a result or a report after the hello")
     except HayflickError as error:
         link.close(error)
     finally:

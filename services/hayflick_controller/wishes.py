@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from hayflick_controller import admission, clock, events, signing
+from hayflick_controller import admission, clock, events, narrowing, signing
 from hayflick_controller.admission import Denial, over_quota
 from hayflick_controller.facts import read_facts, require_contract, return_expired
 from hayflick_controller.model import Manifest, Resources
@@ -35,6 +35,11 @@ def decide(tx: Tx, wish: Wish, now_us: int) -> Manifest | Denial:
     """
     contract = require_contract(tx, wish.contract_id)
     facts = read_facts(tx, contract, wish.parent_id, now_us, issuing=True)
+    resources = wish.resources
+    if facts.parent is not None:
+        own = facts.parent.manifest.resources
+        resources = own if resources is None else narrowing.inherited(resources, own)
+    facts = replace(facts, resources=resources)
     decision = admission.decide_issue(facts, wish.depth)
     if over_quota(decision) and return_expired(tx, contract, now_us):
         facts = replace(facts, contract=require_contract(tx, wish.contract_id))
@@ -52,7 +57,6 @@ def decide(tx: Tx, wish: Wish, now_us: int) -> Manifest | Denial:
             )
         )
         return decision
-    resources = wish.resources or (facts.parent.manifest.resources if facts.parent else None)
     if resources is None:
         raise invalid_field("resources", "is required for a root")
     manifest = Manifest(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hayflick.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from hayflick.v1.controller_pb2 import Scope
-from hayflick.v1.resources_pb2 import EndReason
+from hayflick.v1.resources_pb2 import DenialClass, EndReason
 from hayflick.v1.resources_pb2 import Worker as WorkerMessage
 from hayflick_orchestrator.attestation import Attestor
 from hayflick_orchestrator.calls import WorkerCalls
@@ -30,6 +30,7 @@ from hayflick_orchestrator.records import Records
 from hayflick_orchestrator.servicer import OrchestratorServicer
 from hayflick_orchestrator.supervisor import Supervisor
 from hayflick_orchestrator.transfers import Transfers
+from hayflick_orchestrator.tripwires import Tripwires
 from hayflick_orchestrator.worker_service import WorkerGate
 from hayflick_orchestrator.worker_tasks import WorkerTasks
 from hayflick_rpc.audit import AuditClient
@@ -79,12 +80,18 @@ class Orchestrator:
         self._records = Records(self._audit)
         self._egress = Egress(self._records, uids.lease if os.geteuid() == 0 else lambda: None)
         attestor = Attestor(zygote.seccomp_sha256)
+        self._tripwires = Tripwires(
+            self._records,
+            config.node_id,
+            listening=any(layer.name == "tripwire" and layer.enforced for layer in layers),
+        )
         self._host = Host(
             zygote,
             tree,
             uids,
             attestor=attestor,
             missing=missing,
+            tripwires=self._tripwires,
             launches_at_once=config.launches_at_once,
             on_zygote_death=self._zygote_died,
         )
@@ -98,6 +105,7 @@ class Orchestrator:
             self._records,
             heartbeat_timeout_seconds=config.heartbeat_timeout_seconds,
         )
+        self._tripwires.serve(self._supervisor, self._population)
         self._launcher = Launcher(
             self._host,
             self._population,
@@ -117,6 +125,7 @@ class Orchestrator:
             session=session,
             population=self._population,
             supervisor=self._supervisor,
+            tripwires=self._tripwires,
             predicates=Predicates(self._host, ready_timeout_seconds=config.ready_timeout_seconds),
             on_name_taken=self._fail,
         )
@@ -144,6 +153,10 @@ class Orchestrator:
             self._records,
             node_id=config.node_id,
         )
+        self._census.on_drift = lambda worker, _: self._tripwires.count(
+            worker, DenialClass.DENIAL_CLASS_CENSUS
+        )
+        self._evidence.denials_of = self._tripwires.recent
         self._supervisor.quarantines.on_frozen = self._evidence.frozen
         self._servicer = OrchestratorServicer(
             config,
@@ -155,6 +168,7 @@ class Orchestrator:
             evidence=self._evidence,
             layers=(*layers, io_layer(tree)),
             public_key=attestor.public_key,
+            denials=self._tripwires.counts,
             on_launch=self._link.nudge,
         )
         self._duties: list[asyncio.Task[None]] = []
@@ -186,6 +200,7 @@ class Orchestrator:
 
     def _open_doors(self, worker: Worker) -> None:
         """Answer what its sandbox opened; called when it is ready, before anybody hears of it."""
+        self._tripwires.adopt(worker)
         if (listener := worker.sandbox.descriptors.pop("worker_service", None)) is not None:
             worker.doors["worker_service"] = self._worker_service.open(worker, listener)
         if (listener := worker.sandbox.descriptors.pop("proxy", None)) is not None:

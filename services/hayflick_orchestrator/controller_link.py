@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hayflick_orchestrator.controller_client import Session
     from hayflick_orchestrator.reports import Report
     from hayflick_orchestrator.supervisor import Everyone, Supervisor
+    from hayflick_orchestrator.tripwires import Tripwires
 
 WELCOME_SECONDS = 5.0
 MIN_BACKOFF_SECONDS = 0.05
@@ -44,6 +45,8 @@ MIN_BEAT_SECONDS = 0.01
 # A worker that just started is told of at once, together with its neighbours.
 NUDGE_SECONDS = 0.02
 MAX_OUTGOING = 1_024
+# Longer than a controller takes to make a quarantine of a report.
+REPORT_SECONDS = 5.0
 LEASE_CHECK_SECONDS = 0.05
 
 _Call = grpc.aio.StreamStreamCall[ConnectNodeRequest, ConnectNodeResponse]
@@ -66,6 +69,7 @@ class ControllerLink:
         session: Session,
         population: Everyone,
         supervisor: Supervisor,
+        tripwires: Tripwires,
         predicates: Predicates,
         on_name_taken: Callable[[], None],
     ) -> None:
@@ -78,6 +82,8 @@ class ControllerLink:
         self._session = session
         self._population = population
         self._supervisor = supervisor
+        self._tripwires = tripwires
+        tripwires.on_report = self._report
         self._predicates = predicates
         self._on_name_taken = on_name_taken
         self._lease = Lease(0.0, time.monotonic())
@@ -137,6 +143,7 @@ class ControllerLink:
                 self._read(call),
                 self._write(call, self._outgoing),
                 self._beat(self._outgoing, wire.seconds(welcome.beat_interval)),
+                self._repeat_reports(self._outgoing),
             )
         except (grpc.RpcError, TimeoutError, _StreamEnded, asyncio.InvalidStateError) as error:
             refusal = await _refusal(call, error)
@@ -191,6 +198,18 @@ class ControllerLink:
                     await self._nudged.wait()
                 await asyncio.sleep(NUDGE_SECONDS)
             self._nudged.clear()
+
+    def _report(self, report: controller_pb2.TripwireReport) -> None:
+        """Tell of a tripwire at once; without a stream, or when it is full, it is told with the others."""
+        if self._outgoing is not None:
+            with contextlib.suppress(asyncio.QueueFull):
+                self._outgoing.put_nowait(ConnectNodeRequest(tripped=report))
+
+    async def _repeat_reports(self, outgoing: asyncio.Queue[ConnectNodeRequest]) -> None:
+        while True:
+            for report in self._tripwires.reports():
+                await outgoing.put(ConnectNodeRequest(tripped=report))
+            await asyncio.sleep(REPORT_SECONDS)
 
     async def _write(self, call: _Call, outgoing: asyncio.Queue[ConnectNodeRequest]) -> None:
         # The only writer: gRPC takes one message of a stream at a time.
@@ -248,8 +267,10 @@ class ControllerLink:
                 )
                 _fill(result, report)
             case "freeze":
+                self._tripwires.ordered(order.freeze.worker_id)
                 _fill(result, await self._supervisor.freeze(order.freeze.worker_id))
             case "thaw":
+                self._tripwires.ordered(order.thaw.worker_id)
                 _fill(result, self._supervisor.thaw(order.thaw.worker_id))
             case "evaluate":
                 value = await self._predicates.evaluate(order.evaluate)

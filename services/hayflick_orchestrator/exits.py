@@ -54,6 +54,8 @@ class WorkerFacts:
         ask: The end that was asked for, if one was.
         ready: Whether its init ever reported ready.
         oom_kills: How many of its processes the kernel killed for memory.
+        own_memory_reached: Whether it ever reached its own memory limit.
+        family_memory_reached: Whether its family ever reached the memory of its budget.
         exit_code: Of its init, when it exited.
         signal: That ended its init, when one did.
     """
@@ -61,6 +63,8 @@ class WorkerFacts:
     ask: Ask | None = None
     ready: bool = True
     oom_kills: int = 0
+    own_memory_reached: bool = True
+    family_memory_reached: bool = False
     exit_code: int | None = None
     signal: int | None = None
 
@@ -83,7 +87,7 @@ def judge_worker(facts: WorkerFacts) -> Verdict:  # noqa: PLR0911 -- one rule a 
     if facts.oom_kills:
         return Verdict(
             EndReason.END_REASON_OOM_KILLED,
-            f"the kernel killed {facts.oom_kills} of its processes for memory",
+            f"the kernel killed {facts.oom_kills} of its processes for memory{_whose_limit(facts)}",
             signal=signal.SIGKILL,
         )
     if ask is not None:
@@ -108,6 +112,15 @@ def judge_worker(facts: WorkerFacts) -> Verdict:  # noqa: PLR0911 -- one rule a 
         "its init left without being told to",
         exit_code=facts.exit_code or 0,
     )
+
+
+def _whose_limit(facts: WorkerFacts) -> str:
+    """Return whose limit it was, where it was not, or not surely, the worker's own."""
+    if not facts.family_memory_reached:
+        return ""
+    if not facts.own_memory_reached:
+        return ": the family budget was used up, its own limit was not"
+    return ": both its own limit and the family budget were reached"
 
 
 @dataclass(frozen=True, slots=True)

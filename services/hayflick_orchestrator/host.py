@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick_orchestrator import kernel_facts
 from hayflick_orchestrator.sandboxes import Sandbox, SandboxError
 from hayflick_rpc.errors import HayflickError
 from hayflick_sandbox.bounds import HeldByKernel
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from hayflick_orchestrator.attestation import Attestor
+    from hayflick_orchestrator.narrowing import KernelFacts
+    from hayflick_orchestrator.tripwires import Tripwires
     from hayflick_sandbox.bounds import Bounds
     from hayflick_sandbox.cgroups import Tree, Usage
     from hayflick_sandbox.messages import Finding
@@ -54,6 +57,7 @@ class Host:
         *,
         attestor: Attestor,
         missing: Sequence[Layer],
+        tripwires: Tripwires,
         launches_at_once: int,
         on_zygote_death: Callable[[], None],
     ) -> None:
@@ -62,6 +66,7 @@ class Host:
         self._uids = uids
         self._attestor = attestor
         self._missing = tuple(missing)
+        self._tripwires = tripwires
         self._on_zygote_death = on_zygote_death
         self._sandboxes: dict[str, Sandbox] = {}
         self._gate = asyncio.Semaphore(launches_at_once)
@@ -187,6 +192,7 @@ class Host:
                     await sandbox.ready
                 findings = self._examine(sandbox, policy.limits)
                 (approve or self._attestor.require)(findings)
+                self._tripwires.watch(sandbox)
             except BaseException as error:
                 # Also when cancelled: what was begun is undone before we leave.
                 await _finish(self._abandon(sandbox, cgroup_path, uid))
@@ -201,7 +207,8 @@ class Host:
 
     def _examine(self, sandbox: Sandbox, limits: Limits) -> tuple[Finding, ...]:
         """Return what was found of *sandbox* from inside, and what is seen of it from here."""
-        sight = Sight(self._tree, sandbox.cgroup_path, sandbox.pid or 0, sandbox.uid, limits)
+        listener = sandbox.descriptors.get("tripwire")
+        sight = Sight(self._tree, sandbox.cgroup_path, sandbox.pid or 0, sandbox.uid, limits, listener)
         return (*sandbox.findings, *observe(sight))
 
     async def _abandon(self, sandbox: Sandbox | None, cgroup_path: str, uid: int) -> None:
@@ -302,6 +309,23 @@ class Host:
         except OSError:
             return 0
 
+    def kernel_facts(self, sandbox: Sandbox, policy: Policy) -> KernelFacts:
+        """Return what the kernel holds *sandbox*, built from *policy*, to.
+
+        Raises:
+            OSError: it is gone.
+        """
+        if sandbox.pid is None or sandbox.pidfd is None:
+            raise ProcessLookupError(errno.ESRCH, "the sandbox has no process")
+        return kernel_facts.read(self._tree, sandbox.cgroup_path, sandbox.pid, sandbox.pidfd, policy)
+
+    def memory_reached(self, sandbox: Sandbox) -> tuple[bool, bool]:
+        """Return whether *sandbox* ever reached its own memory limit, and its family the budget."""
+        try:
+            return self._tree.memory_reached(sandbox.cgroup_path)
+        except OSError:
+            return False, False
+
     async def clear(self, sandbox: Sandbox) -> None:
         """Remove all that is left of a dead sandbox, and lease its uid to others again.
 
@@ -310,6 +334,7 @@ class Host:
         """
         sandbox.close()
         removed = await self._remove(sandbox.cgroup_path)
+        self._tripwires.forget(sandbox)
         self._sandboxes.pop(sandbox.launch_id, None)
         if removed and sandbox.dead.done():
             self._uids.release(sandbox.uid)
@@ -364,6 +389,7 @@ class Host:
         await self._loop.run_in_executor(self._killer, self._close_zygote)
         for sandbox in self.sandboxes:
             sandbox.close()
+        self._tripwires.close()
         try:
             await self._until(self._closed_tree, REMOVE_SECONDS)
         finally:

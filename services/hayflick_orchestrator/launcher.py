@@ -7,6 +7,7 @@ group, no host user id, no channel. An order that arrives meanwhile wins.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from hayflick.v1.resources_pb2 import Worker as WorkerMessage
 from hayflick_orchestrator.attestation import LEAST_GRADE, require
 from hayflick_orchestrator.controller_client import Registration
 from hayflick_orchestrator.lifecycle import Ask
+from hayflick_orchestrator.narrowing import widening
 from hayflick_orchestrator.requests import bounds_of, check_manifest, policy_of
 from hayflick_orchestrator.workers import Birth, Worker, quarantined
 from hayflick_rpc import wire
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from hayflick_orchestrator.controller_client import ControllerClient
     from hayflick_orchestrator.host import Host
     from hayflick_orchestrator.records import Records
+    from hayflick_orchestrator.sandboxes import Sandbox
     from hayflick_orchestrator.supervisor import Everyone, Supervisor
     from hayflick_sandbox.messages import Finding
     from hayflick_sandbox.policy import Policy
@@ -40,7 +43,10 @@ if TYPE_CHECKING:
 GIVE_BACK_SECONDS = 5.0
 
 # What this node refuses although the controller allowed it, as the audit log names it.
-_CONTAINED = {ErrorReason.ERROR_REASON_HELD_BY_KERNEL: "deny_held_by_kernel"}
+_CONTAINED = {
+    ErrorReason.ERROR_REASON_HELD_BY_KERNEL: "deny_held_by_kernel",
+    ErrorReason.ERROR_REASON_EXCEEDS_PARENT: "deny_exceeds_parent",
+}
 
 log = logging.getLogger(__name__)
 
@@ -174,8 +180,7 @@ class Launcher:
             )
         except HayflickError as refusal:
             self._host.forget_contract(record.contract_id)
-            if refusal.reason in _CONTAINED:
-                self._records.birth_refused(record, _CONTAINED[refusal.reason], refusal.metadata)
+            self._note_contained(record, refusal)
             birth.check()  # killed on order: say so, rather than that building failed
             raise
         # From here on nothing is awaited until the worker is adopted, so no
@@ -185,6 +190,13 @@ class Launcher:
             self._host.forget_contract(record.contract_id)
             birth.check()
             self.require_open()
+        try:
+            self._require_narrower(record, sandbox, policy)
+        except HayflickError as refusal:
+            await self._host.undo(sandbox)
+            self._host.forget_contract(record.contract_id)
+            self._note_contained(record, refusal)
+            raise
         record.manifest.CopyFrom(birth.manifest)
         worker = Worker.of(record, terms, attestation, sandbox)
         self._open_doors(worker)
@@ -208,6 +220,42 @@ class Launcher:
             raise
         return attested.message
 
+    def _require_narrower(self, record: WorkerMessage, sandbox: Sandbox, policy: Policy) -> None:
+        """Return when the kernel holds the worker to no more than its parent; a root has none.
+
+        Raises:
+            HayflickError: EXCEEDS_PARENT; PARENT_UNKNOWN when the parent died meanwhile;
+                SANDBOX_FAILED when the worker did.
+        """
+        if not record.parent_id:
+            return
+        parent = self._require_parent(record)
+        try:
+            above = self._host.kernel_facts(
+                parent.sandbox, policy_of(parent.record.resources, parent.worker_id)
+            )
+        except OSError as error:
+            raise _parent_unknown(record.parent_id) from error
+        try:
+            own = self._host.kernel_facts(sandbox, policy)
+        except OSError as error:
+            raise HayflickError(
+                ErrorReason.ERROR_REASON_SANDBOX_FAILED,
+                f"the sandbox died before it could be compared with its parent's: {error}",
+                metadata={"step": "compare", "errno": errno.errorcode.get(error.errno or 0, "0")},
+            ) from error
+        found = widening(own, above)
+        if found is not None:
+            raise HayflickError(
+                ErrorReason.ERROR_REASON_EXCEEDS_PARENT,
+                f"{found.field}: the child would hold more than its parent, which has {found.limit}",
+                metadata={"field": found.field, "limit": found.limit},
+            )
+
+    def _note_contained(self, record: WorkerMessage, refusal: HayflickError) -> None:
+        if refusal.reason in _CONTAINED:
+            self._records.birth_refused(record, _CONTAINED[refusal.reason], refusal.metadata)
+
     def _place(self, record: WorkerMessage) -> str:
         """Return where in the lineage tree the worker belongs.
 
@@ -216,16 +264,16 @@ class Launcher:
         """
         if not record.parent_id:
             return f"{record.contract_id}/{record.worker_id}"
-        parent = self._population.get(record.parent_id)
-        if parent is None or parent.life.ending or parent.contract_id != record.contract_id:
-            raise HayflickError(
-                ErrorReason.ERROR_REASON_PARENT_UNKNOWN,
-                f"parent {record.parent_id} does not live on this node; a child runs where its parent does",
-                metadata={"parent_id": record.parent_id},
-            )
+        parent = self._require_parent(record)
         if parent.held:  # since the controller was asked
             raise quarantined(record.parent_id)
         return f"{parent.cgroup_path}/{record.worker_id}"
+
+    def _require_parent(self, record: WorkerMessage) -> Worker:
+        parent = self._population.get(record.parent_id)
+        if parent is None or parent.life.ending or parent.contract_id != record.contract_id:
+            raise _parent_unknown(record.parent_id)
+        return parent
 
     async def _give_back(self, birth: Birth, error: BaseException) -> None:
         work = self._supervisor.spawn(
@@ -237,3 +285,11 @@ class Launcher:
         ask = birth.ask or Ask(EndReason.END_REASON_LAUNCH_FAILED, detail[:256])
         exit_ = Exit(reason=ask.reason, detail=ask.detail, end_time=wire.timestamp(datetime.now(UTC)))
         await self._controller.deregister(birth.worker_id, exit_, None)
+
+
+def _parent_unknown(parent_id: str) -> HayflickError:
+    return HayflickError(
+        ErrorReason.ERROR_REASON_PARENT_UNKNOWN,
+        f"parent {parent_id} does not live on this node; a child runs where its parent does",
+        metadata={"parent_id": parent_id},
+    )

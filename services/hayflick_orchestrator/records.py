@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hayflick.v1.logger_pb2 import Event, MetricSample
+from hayflick.v1.resources_pb2 import Worker
 from hayflick_rpc import attestation, wire
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hayflick.v1.resources_pb2 import Attestation, Usage, Worker
+    from hayflick.v1.resources_pb2 import Attestation, Usage
 
 RECORD_TIMEOUT_SECONDS = 5.0
 
@@ -131,6 +132,14 @@ class Records:
             self.node("census_drift", str(details["node_id"]), details)
         else:
             self._note(_event("census_drift", worker, details))
+
+    def denial(self, worker: Worker | None, details: Mapping[str, Any]) -> None:
+        """Note that a sandbox was refused what only an attack asks for; ``None`` for one of no worker."""
+        self._note(_event("denial", worker or Worker(), details))
+
+    def tripwire(self, worker: Worker, details: Mapping[str, Any]) -> None:
+        """Note that a tripwire gave way, and what was done about it."""
+        self._note(_event("tripwire", worker, details))
 
     def node(self, name: str, node_id: str, details: Mapping[str, Any]) -> None:
         """Note something about the node itself."""

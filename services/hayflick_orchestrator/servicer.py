@@ -20,6 +20,7 @@ from hayflick_sandbox import grades
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from hayflick.v1.resources_pb2 import DenialCount
     from hayflick_orchestrator.config import Config
     from hayflick_orchestrator.evidence.desk import EvidenceDesk
     from hayflick_orchestrator.launcher import Launcher
@@ -51,6 +52,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         evidence: EvidenceDesk,
         layers: Sequence[Layer],
         public_key: bytes,
+        denials: Callable[[Worker], list[DenialCount]],
         on_launch: Callable[[], None],
     ) -> None:
         self._config = config
@@ -62,6 +64,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._evidence = evidence
         self._layers = tuple(layers)
         self._public_key = public_key
+        self._denials = denials
         self._on_launch = on_launch
         self._once = Once()
 
@@ -139,6 +142,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         answer, left = pb.ListSandboxesResponse(), MAX_PAGE_BYTES
         for worker in rest[:size]:
             sandbox = worker.sandbox_message()
+            sandbox.denials.extend(self._denials(worker))
             left -= sandbox.ByteSize()
             if left < 0 and answer.sandboxes:
                 break

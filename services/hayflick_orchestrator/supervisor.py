@@ -383,7 +383,16 @@ class Supervisor:
             door.close()
         if worker.cancel_expiry is not None:
             worker.cancel_expiry()
-        facts = WorkerFacts(ask=asked, oom_kills=oom_kills, exit_code=death.exit_code, signal=death.signal)
+        in_budget = bool(oom_kills and worker.terms.family_budget.memory_limit_bytes)
+        own_reached, family_reached = self._host.memory_reached(sandbox) if in_budget else (True, False)
+        facts = WorkerFacts(
+            ask=asked,
+            oom_kills=oom_kills,
+            own_memory_reached=own_reached,
+            family_memory_reached=family_reached,
+            exit_code=death.exit_code,
+            signal=death.signal,
+        )
         exit_ = exit_message(judge_worker(facts), datetime.now(UTC))
         worker.verdict.set_result(exit_)
         # Whoever descends from it ends with it, whatever it died of.

@@ -5,14 +5,15 @@ from __future__ import annotations
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 
 from hayflick.v1 import orchestrator_pb2 as opb
+from hayflick.v1.resources_pb2 import NetworkPolicy
 
-from .conftest import Stack, groups, info_of, refused, request_id, running_stack, until
+from .conftest import MIB, Stack, groups, info_of, refused, request_id, running_stack, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,3 +169,27 @@ def test_a_place_is_free_before_its_slot_is(stack: Stack) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(live, range(6))) == [[]] * 6
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field"),
+    [
+        ({"memory_limit_bytes": 65 * MIB}, "cgroup.memory"),
+        ({"cpu_millis": 1_001}, "cgroup.cpu"),
+        ({"network": NetworkPolicy(allow_controller=True, allow_loopback=True)}, "seccomp.inet"),
+    ],
+)
+def test_a_turned_controller_cannot_widen_a_child(turned: Stack, wanted: dict[str, Any], field: str) -> None:
+    """A child that would hold more than its parent is undone by its node, though it was allowed."""
+    contract = turned.contract()
+    root = turned.launch(contract)
+    manifest = turned.manifest(contract, root.worker_id, **wanted)
+    request = opb.LaunchWorkerRequest(request_id=request_id(), manifest=manifest)
+    with pytest.raises(grpc.RpcError) as caught:
+        turned.orchestrator.LaunchWorker(request)
+    info = info_of(caught.value)
+    assert (info.reason, info.metadata["field"]) == ("EXCEEDS_PARENT", field)
+    assert turned.end_reason(manifest.worker_id) == "LAUNCH_FAILED"
+    assert turned.recorded(manifest.worker_id, "deny_exceeds_parent")["field"] == field
+    assert len(pid_namespaces(turned, contract)) == 1
+    turned.kill(contract_id=contract)

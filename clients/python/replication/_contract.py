@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from replication import _checks
 from replication._manifest import Manifest
-from replication._terms import FamilyBudget, Tripwire
+from replication._terms import FamilyBudget, Tripwire, grade_floors
 
 MAX_DEPTH = 1_000
 MAX_REPLICAS = 1_000_000
@@ -151,6 +151,9 @@ class ReplicationContract:
         display_name: For people.
         family_budget: What each root and all its descendants may use together.
         tripwires: Rules that quarantine by themselves, 16 at most, with different names.
+        min_grade: The least isolation grade that a worker must be measured to have
+            before it runs: "A", "B" or "C", or such grades by the first generation
+            they are for, as ``{0: "B", 2: "A"}``; the strictest that applies counts.
 
     Raises:
         ValueError: A field is not valid; the message begins with it.
@@ -165,6 +168,7 @@ class ReplicationContract:
     display_name: str = ""
     family_budget: FamilyBudget | None = None
     tripwires: Sequence[Tripwire] = ()
+    min_grade: str | Mapping[int, str] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         _checks.integer("max_depth", self.max_depth, 0, MAX_DEPTH)
@@ -191,6 +195,8 @@ class ReplicationContract:
         if self.family_budget is not None and not isinstance(self.family_budget, FamilyBudget):
             raise ValueError(f"family_budget: must be a FamilyBudget, not {self.family_budget!r}")
         self._check_tripwires()
+        floors = dict(grade_floors(self.min_grade))
+        object.__setattr__(self, "min_grade", floors.get(0) if set(floors) == {0} else floors or None)
 
     def _check_tripwires(self) -> None:
         if not isinstance(self.tripwires, Sequence):

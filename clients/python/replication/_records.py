@@ -132,6 +132,8 @@ class RegistryEntry(WorkerState):
         usage: What it used, as last heard.
         degraded_layers: Layers of the sandbox that its node lacks and its
             operator let go by name.
+        isolation_grade: What its sandbox was measured to hold before it ran, "A", "B"
+            or "C"; empty until its node told the controller.
     """
 
     last_heartbeat: datetime | None = None
@@ -139,6 +141,7 @@ class RegistryEntry(WorkerState):
     node_id: str = ""
     usage: Usage | None = None
     degraded_layers: tuple[str, ...] = ()
+    isolation_grade: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from replication import _checks
@@ -55,6 +55,29 @@ class FamilyBudget:
             _checks.integer("max_spawns", self.max_spawns, 1, MAX_SPAWNS)
         if self.wall_time_limit_seconds is not None:
             _checks.number("wall_time_limit_seconds", self.wall_time_limit_seconds, 0.000001, MAX_SECONDS)
+
+
+GRADES = ("A", "B", "C")
+MAX_FLOORS = 16
+MAX_FLOOR_DEPTH = 1_000
+
+
+def grade_floors(min_grade: str | Mapping[int, str] | None) -> tuple[tuple[int, str], ...]:
+    """Return the grades that a contract demands, each with the first generation that it is for.
+
+    Raises:
+        ValueError: *min_grade* is not what a contract takes.
+    """
+    if min_grade is None:
+        return ()
+    floors = {0: min_grade} if isinstance(min_grade, str) else min_grade
+    if not isinstance(floors, Mapping) or len(floors) > MAX_FLOORS:
+        raise ValueError(f"min_grade: must be a grade or at most {MAX_FLOORS} grades, not {min_grade!r}")
+    for depth, grade in floors.items():
+        _checks.integer("min_grade", depth, 0, MAX_FLOOR_DEPTH)
+        if grade not in GRADES:
+            raise ValueError(f"min_grade: must be one of {', '.join(GRADES)}, not {grade!r}")
+    return tuple(sorted(floors.items()))
 
 
 class DenialClass(enum.Enum):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
 
@@ -16,10 +16,12 @@ from replication._contract import LineageFacts, ParentFacts, ReplicationContext,
 from replication._manifest import Manifest
 from replication._records import EndReason, RegistryEntry, Stage, Usage, WorkerExit
 from replication._resources import BYTES_PER_MB, NetworkPolicy, ResourceSpec
-from replication._terms import DenialClass, FamilyBudget, Tripwire, TripwireScope
+from replication._terms import GRADES, DenialClass, FamilyBudget, Tripwire, TripwireScope, grade_floors
 
 Json: TypeAlias = Mapping[str, Any]
 T = TypeVar("T")
+
+_GRADE = "ISOLATION_GRADE_"
 
 
 def resources_to_json(resources: ResourceSpec) -> dict[str, Any]:
@@ -128,6 +130,7 @@ def worker_from_json(value: Json) -> RegistryEntry:
         node_id=value.get("nodeId", ""),
         usage=_usage_from_json(value["usage"]) if "usage" in value else None,
         degraded_layers=tuple(value.get("degradedLayers", ())),
+        isolation_grade=_grade(value.get("attestation", {}).get("grade", "")),
     )
 
 
@@ -142,6 +145,11 @@ def contract_to_json(contract: ReplicationContract) -> dict[str, Any]:
         manifestTtl=duration(contract.manifest_ttl_seconds),
         familyBudget=None if contract.family_budget is None else _budget_to_json(contract.family_budget),
         tripwires=[_tripwire_to_json(tripwire) for tripwire in contract.tripwires] or None,
+        gradeFloors=[
+            {"fromDepth": depth, "minGrade": f"{_GRADE}{grade}"}
+            for depth, grade in grade_floors(contract.min_grade)
+        ]
+        or None,
     )
 
 
@@ -156,7 +164,23 @@ def contract_from_json(value: Json) -> ReplicationContract:
         display_name=value.get("displayName", ""),
         family_budget=_budget_from_json(value["familyBudget"]) if "familyBudget" in value else None,
         tripwires=tuple(_tripwire_from_json(tripwire) for tripwire in value.get("tripwires", ())),
+        min_grade=_min_grade(value.get("gradeFloors", ())),
     )
+
+
+def _grade(name: object) -> str:
+    """Return the short name of a grade; empty for one that this version does not know."""
+    short = str(name).removeprefix(_GRADE)
+    return short if short in GRADES else ""
+
+
+def _min_grade(floors: Sequence[Json]) -> str | dict[int, str] | None:
+    strictest: dict[int, str] = {}
+    for floor in floors:
+        depth, grade = floor.get("fromDepth", 0), _grade(floor.get("minGrade", ""))
+        if grade:
+            strictest[depth] = min(grade, strictest.get(depth, grade))
+    return strictest or None
 
 
 def context_from_json(value: Json) -> ReplicationContext:

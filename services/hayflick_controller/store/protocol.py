@@ -223,6 +223,12 @@ class Tx(Protocol):
     def last_birth_us(self, parent_id: str) -> int | None:
         """Return when the newest child of *parent_id* that did not fail to launch was registered."""
 
+    def spawn_count(self, root_id: str) -> int:
+        """Return how many were born below a root in its whole life, failed launches not counted."""
+
+    def promised_spawns(self, contract_id: str, root_id: str, now_us: int) -> int:
+        """Count the manifests that reserve a birth below a root and are still good."""
+
     def family(self, root_id: str, parent_id: str) -> Family:
         """Count the live workers of a tree, and among them the children of *parent_id*."""
 
@@ -231,6 +237,12 @@ class Tx(Protocol):
 
     def end_workers(self, workers: Sequence[Worker]) -> None:
         """Write *workers*, which carry an exit, as ENDED, and give back their slots."""
+
+    def attest(self, worker: Worker, body: bytes) -> None:
+        """Keep what was found of *worker*'s sandbox: its attestation, and *body*, which has every check."""
+
+    def attestation(self, worker_id: str) -> bytes:
+        """Return what was found of a worker's sandbox, with every check; empty when it was not told."""
 
     def beat(self, beats: Sequence[Beat]) -> None:
         """Write what was last heard of live workers."""

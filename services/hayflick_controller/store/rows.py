@@ -211,6 +211,7 @@ def worker_values(worker_: Worker) -> Values:
         "stop_reason": worker_.stop_reason.value if worker_.stop_reason else None,
         "stop_detail": worker_.stop_detail,
         **exit_values(exit_),
+        "attestation": worker_.attestation or None,
         "spawn_count": 0,
     }
 
@@ -259,6 +260,7 @@ def worker(row: Row[Any], snapshot: str = "") -> Worker:
         stop_reason=EndReason(row.stop_reason) if row.stop_reason else None,
         stop_detail=row.stop_detail,
         exit=exit_,
+        attestation=bytes(row.attestation or b""),
     )
 
 

@@ -169,6 +169,7 @@ workers = Table(
     Column("exit_code", BigInteger, nullable=False),
     Column("signal", BigInteger, nullable=False),
     Column("end_us", BigInteger),
+    Column("attestation", LargeBinary),
     Column("spawn_count", BigInteger, nullable=False, server_default=text("0")),
     Index("ix_workers_create_us_worker_id", "create_us", "worker_id"),
     Index("ix_workers_contract_id_create_us_worker_id", "contract_id", "create_us", "worker_id"),
@@ -179,6 +180,14 @@ workers = Table(
     Index("ix_workers_live_node_id", "node_id", sqlite_where=LIVE, postgresql_where=LIVE),
     Index("ix_workers_live_root_id", "root_id", sqlite_where=LIVE, postgresql_where=LIVE),
     Index("ix_workers_stopping", "node_id", sqlite_where=STOPPING, postgresql_where=STOPPING),
+)
+
+# Apart from the workers, whose rows are read many at a time.
+attestations = Table(
+    "attestations",
+    metadata,
+    Column("worker_id", String(64), primary_key=True),
+    Column("body", LargeBinary, nullable=False),
 )
 
 nodes = Table(

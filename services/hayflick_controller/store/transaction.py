@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hayflick_controller.store.answers import Answers
+from hayflick_controller.store.attestations import Attestations
 from hayflick_controller.store.contracts import Contracts
 from hayflick_controller.store.keys import Keys
 from hayflick_controller.store.latches import Latches
@@ -13,7 +14,7 @@ from hayflick_controller.store.protocol import Commit
 from hayflick_controller.store.workers import Workers
 
 
-class SqlTx(Answers, Contracts, Keys, Latches, Manifests, Workers, Nodes, Outbox):
+class SqlTx(Answers, Attestations, Contracts, Keys, Latches, Manifests, Workers, Nodes, Outbox):
     """See :class:`~hayflick_controller.store.protocol.Tx`."""
 
     def finish(self) -> Commit:

@@ -51,6 +51,22 @@ LAST_BIRTH = (
     .order_by(workers.c.create_us.desc())
     .limit(1)
 )
+SPAWN_COUNT = select(workers.c.spawn_count).where(workers.c.worker_id == bindparam("worker_id"))
+SPAWNED = (
+    update(workers)
+    .where(workers.c.worker_id == bindparam("key"))
+    .values(spawn_count=workers.c.spawn_count + bindparam("change"))
+)
+PROMISED_SPAWNS = (
+    select(func.count().label("promised"))
+    .select_from(manifests.join(workers, workers.c.worker_id == manifests.c.parent_id))
+    .where(
+        schema.RESERVED,
+        manifests.c.contract_id == bindparam("contract_id"),
+        manifests.c.expire_us > bindparam("now_us"),
+        workers.c.root_id == bindparam("root_id"),
+    )
+)
 FAMILY = select(
     func.count().label("live"),
     func.coalesce(func.sum(case((workers.c.parent_id == bindparam("parent_id"), 1), else_=0)), 0).label(
@@ -74,11 +90,13 @@ class Workers(Part):
 
     def add_worker(self, worker: Worker) -> None:  # noqa: D102
         self._driver.run(ADD_WORKER, rows.worker_values(worker))
+        self._spawned([worker], 1)
         self._count(worker, 1)
         self._changed[worker.worker_id] = worker
 
     def remove_worker(self, worker: Worker) -> None:  # noqa: D102
         self._driver.run(REMOVE_WORKER, {"worker_id": worker.worker_id})
+        self._spawned([worker], -1)
         self._count(worker, -1)
         gone = Exit(EndReason.LAUNCH_FAILED, worker.create_us, "its birth could not be recorded")
         self._changed[worker.worker_id] = replace(worker, state=State.ENDED, exit=gone)
@@ -143,6 +161,14 @@ class Workers(Part):
         row = self._driver.one(LAST_BIRTH, {"parent_id": parent_id})
         return None if row is None else int(row.create_us)
 
+    def spawn_count(self, root_id: str) -> int:  # noqa: D102
+        row = self._driver.one(SPAWN_COUNT, {"worker_id": root_id})
+        return 0 if row is None else int(row.spawn_count)
+
+    def promised_spawns(self, contract_id: str, root_id: str, now_us: int) -> int:  # noqa: D102
+        names = {"contract_id": contract_id, "root_id": root_id, "now_us": now_us}
+        return int(self._driver.one(PROMISED_SPAWNS, names).promised)
+
     def family(self, root_id: str, parent_id: str) -> Family:  # noqa: D102
         row = self._driver.one(FAMILY, {"root_id": root_id, "parent_id": parent_id})
         return Family(root_id, int(row.live), int(row.siblings) if parent_id else 0)
@@ -176,6 +202,8 @@ class Workers(Part):
                 for worker in workers
             ],
         )
+        failed = [one for one in workers if one.exit and one.exit.reason is EndReason.LAUNCH_FAILED]
+        self._spawned(failed, -1)
         for worker in workers:
             self._count(worker, -1)
             self._changed[worker.worker_id] = replace(worker, state=State.ENDED)
@@ -195,6 +223,12 @@ class Workers(Part):
 
     def _found(self, query: Select[Any]) -> list[Worker]:
         return [rows.worker(row) for row in self._driver.connection.execute(query)]
+
+    def _spawned(self, workers: Sequence[Worker], change: int) -> None:
+        """Count births below roots, on each root's own row: a family's whole life may be long."""
+        self._driver.run_many(
+            SPAWNED, [{"key": worker.root_id, "change": change} for worker in workers if worker.parent_id]
+        )
 
     def _count(self, worker: Worker, active: int) -> None:
         change = self._population[worker.contract_id]

@@ -97,16 +97,20 @@ class Node:
         self.obedient = True
         self.evaluate: Callable[[pb.EvaluateOrder], pb.OrderResult] = lambda _: pb.OrderResult(value=False)
         self._sequence = 0
+        self._writing = asyncio.Lock()
         self.terms: dict[str, pb.ContractTerms] = {}
         self._acks: asyncio.Queue[int] = asyncio.Queue()
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
 
-    async def connect(self, *, python_version: str = PYTHON) -> None:
+    async def connect(self, *, python_version: str = PYTHON, public_key: bytes = b"") -> None:
         """Open the stream and wait for the welcome."""
         self._call = self.stub.ConnectNode()
         hello = pb.NodeHello(
-            node_id=self.node_id, worker_ids=sorted(self.workers), python_version=python_version
+            node_id=self.node_id,
+            worker_ids=sorted(self.workers),
+            python_version=python_version,
+            attestation_public_key=public_key,
         )
         await self._call.write(pb.ConnectNodeRequest(hello=hello))
         try:
@@ -159,18 +163,34 @@ class Node:
         worker: resources_pb2.Worker = response.worker
         return worker
 
-    async def beat(self, state: str = "RUNNING", usage: Any = None, workers: Any = None) -> None:
-        """Beat for every worker and wait for the acknowledgement."""
+    async def beat(
+        self, state: str = "RUNNING", usage: Any = None, workers: Any = None, attested: Any = None
+    ) -> None:
+        """Beat for every worker, with what was *attested* of some, and wait for the acknowledgement."""
         self._sequence += 1
         beats = [
-            pb.WorkerBeat(worker_id=worker_id, state=resources_pb2.State.Value(f"STATE_{state}"), usage=usage)
+            pb.WorkerBeat(
+                worker_id=worker_id,
+                state=resources_pb2.State.Value(f"STATE_{state}"),
+                usage=usage,
+                attestation=(attested or {}).get(worker_id),
+            )
             for worker_id in (sorted(self.workers) if workers is None else workers)
         ]
-        await self._call.write(
-            pb.ConnectNodeRequest(beat=pb.NodeBeat(sequence=self._sequence, workers=beats))
-        )
+        await self.send(pb.ConnectNodeRequest(beat=pb.NodeBeat(sequence=self._sequence, workers=beats)))
         async with asyncio.timeout(WAIT_SECONDS):
             assert await self._acks.get() == self._sequence
+
+    async def send(self, message: pb.ConnectNodeRequest) -> None:
+        """Say something on the stream, which takes one message at a time."""
+        async with self._writing:
+            await self._call.write(message)
+
+    async def wait_closed(self) -> None:
+        """Wait until the controller ended the stream."""
+        assert self._reader is not None
+        async with asyncio.timeout(WAIT_SECONDS):
+            await self._reader
 
     async def wait_order(self, kind: str, count: int = 1) -> list[pb.Order]:
         """Wait until *count* orders of a kind have come; return them."""
@@ -199,7 +219,7 @@ class Node:
         result = self.carry_out(order)
         result.ends.extend(ends)
         result.order_id = order.order_id
-        await self._call.write(pb.ConnectNodeRequest(result=result))
+        await self.send(pb.ConnectNodeRequest(result=result))
 
     def carry_out(self, order: pb.Order) -> pb.OrderResult:
         """Do what an order says."""

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ import pytest
 
 from hayflick_sandbox import messages
 from hayflick_sandbox.cgroups import Tree
+from hayflick_sandbox.denials import Book
 from hayflick_sandbox.identities import claim_range
 from hayflick_sandbox.messages import Beat, Probed, Ready, RunTask, TaskExited, TaskStarted
 from hayflick_sandbox.policy import Policy
@@ -55,6 +57,10 @@ class Running:
     task_id: str
     out: int
     errors: int
+    ends: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ends += [self.out, self.errors]
 
     def finish(self) -> Finished:
         """Read to the end of the output and return how the task ended."""
@@ -85,10 +91,9 @@ class Running:
         return os.read(self.out, 65_536).decode()
 
     def close(self) -> None:
-        """Close the pipes."""
-        for descriptor in (self.out, self.errors):
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        """Close the pipes, once: the numbers are soon somebody else's."""
+        while self.ends:
+            os.close(self.ends.pop())
 
 
 @dataclass
@@ -107,8 +112,19 @@ class Sandbox:
         """Return init's next message of *kind*; beats and starts in between are passed over."""
         while True:
             wait(self.channel.fileno())
-            packet = self.channel.recv(messages.MAX_PACKET_BYTES)
+            packet, rights, _, _ = socket.recv_fds(
+                self.channel,
+                messages.MAX_PACKET_BYTES,
+                len(messages.DESCRIPTORS),
+                socket.MSG_CMSG_CLOEXEC,
+            )
             message = messages.parse_from_init(packet)
+            names = message.descriptors if isinstance(message, Ready) else ()
+            for name, descriptor in zip(names, rights, strict=True):
+                if name == "tripwire":
+                    self.house.watcher.add(descriptor)
+                else:
+                    os.close(descriptor)
             if isinstance(message, kind):
                 return message
             assert isinstance(message, Beat | Probed | TaskStarted | Ready), message
@@ -150,6 +166,44 @@ class Sandbox:
         return [int(pid) for pid in self.proc(f"task/{self.pid}/children").split()]
 
 
+class Watcher:
+    """Refuses what trips in any sandbox, on a thread of its own, as an orchestrator does on its loop."""
+
+    def __init__(self) -> None:
+        self._book = Book()
+        self._epoll = select.epoll()
+        self._listeners: set[int] = set()
+        self._wake, self._waker = socket.socketpair()
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._thread = threading.Thread(target=self._run, name="watcher")
+        self._thread.start()
+
+    def add(self, listener: int) -> None:
+        """Answer for *listener*, and close it in the end."""
+        self._listeners.add(listener)
+        self._epoll.register(listener, select.EPOLLIN)
+
+    def _run(self) -> None:
+        while True:
+            for descriptor, event in self._epoll.poll():
+                if descriptor == self._wake.fileno():
+                    return
+                if event & select.EPOLLIN:
+                    self._book.refuse(descriptor)
+                else:  # nobody is left who could ask
+                    self._epoll.unregister(descriptor)
+
+    def close(self) -> None:
+        """End the thread, and let go of every listener."""
+        self._waker.send(b"1")
+        self._thread.join()
+        for listener in self._listeners:
+            os.close(listener)
+        self._epoll.close()
+        self._wake.close()
+        self._waker.close()
+
+
 class House:
     """A zygote with its cgroups and uids, and the sandboxes that it started."""
 
@@ -162,6 +216,7 @@ class House:
         self.zygote = Zygote.start(
             tree=self.tree, uids=self.uids, degraded=degraded, readable=readable, preload=preload
         )
+        self.watcher = Watcher()
         self.live: dict[str, Sandbox] = {}
 
     def event(self) -> Event:
@@ -221,6 +276,7 @@ class House:
         """Hang up, and assert that the zygote left nothing."""
         self.zygote.close()
         self.zygote.wait_closed()
+        self.watcher.close()
         for sandbox in self.live.values():
             for task in sandbox.tasks:
                 task.close()

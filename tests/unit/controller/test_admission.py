@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_controller import admission
-from hayflick_controller.admission import Denial, Facts, Grant, Presented
+from hayflick_controller.admission import Denial, Facts, FamilyFacts, Grant, Presented
 from hayflick_controller.model import (
     EVERYTHING,
     Contract,
@@ -24,6 +24,7 @@ from hayflick_controller.model import (
     State,
     Worker,
 )
+from hayflick_controller.terms import FamilyBudget, Terms
 
 NOW_US = 1_000_000_000
 CONTRACT = Contract("contract", Policy(max_depth=3, max_replicas=10, cooldown_us=1_000_000), "key", 0)
@@ -247,3 +248,39 @@ def test_every_denial_has_an_audit_name() -> None:
         assert isinstance(denial, Denial)
         assert denial.decision == name
         assert denial.reason != ErrorReason.ERROR_REASON_UNSPECIFIED
+
+
+BUDGETED = replace(
+    CONTRACT, policy=replace(CONTRACT.policy, terms=Terms(family_budget=FamilyBudget(0, 0, 0, 5, 60)))
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "limit"),
+    [
+        (FamilyFacts("parent", NOW_US, 5), "family_budget.max_spawns", 5),
+        (FamilyFacts("parent", NOW_US - 60, 0), "family_budget.wall_time_limit", 0.00006),
+        (FamilyFacts("parent", NOW_US - 60, 9), "family_budget.max_spawns", 5),
+    ],
+)
+def test_a_family_that_used_up_its_budget(family: FamilyFacts, field: str, limit: float) -> None:
+    """The limit that was reached is named with the root; that comes before what follows from it."""
+    over = replace(CHILD, contract=BUDGETED, family=family, parent=replace(PARENT, expire_us=NOW_US))
+    denial = admission.decide_issue(over)
+    assert isinstance(denial, Denial)
+    assert reason(denial) == "FAMILY_BUDGET_EXCEEDED"
+    assert denial.metadata == {"field": field, "limit": limit, "root_id": "parent"}
+
+
+def test_a_family_with_some_left() -> None:
+    """One birth before its last, and an instant before its end, a family may still grow."""
+    family = FamilyFacts("parent", NOW_US - 59, 4)
+    assert isinstance(admission.decide_issue(replace(CHILD, contract=BUDGETED, family=family)), Grant)
+
+
+def test_a_child_is_held_to_its_parent_at_registration_too() -> None:
+    """What was issued is asked again: its parent may have less by then."""
+    wide = replace(MANIFEST, resources=Resources(101, 2**25))
+    facts = replace(CHILD, resources=wide.resources)
+    decision = admission.decide_register(facts, Presented(wide, True, ManifestStatus.RESERVED))
+    assert reason(decision) == "EXCEEDS_PARENT"

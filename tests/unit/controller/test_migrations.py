@@ -10,6 +10,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from hayflick_controller.store import (
     answers,
+    attestations,
     contracts,
     keys,
     latches,
@@ -23,7 +24,7 @@ from hayflick_controller.store import (
 )
 from hayflick_controller.store.prepared import Prepared
 
-PARTS = (answers, contracts, keys, latches, manifests, nodes, outbox, workers)
+PARTS = (answers, attestations, contracts, keys, latches, manifests, nodes, outbox, workers)
 STATEMENTS = {
     name: value
     for part in PARTS
@@ -87,6 +88,8 @@ def test_decisions_scan_no_table() -> None:
             "END",
             "BEAT",
             "NODE",
+            "ATTESTATION",
+            "ATTEST",
         ):
             text = Prepared(STATEMENTS[name], engine.dialect).text
             count = text.count("?")

@@ -172,3 +172,20 @@ def test_success_is_earned(facts: TaskFacts) -> None:
         assert not any((facts.timed_out, facts.cancelled, facts.violation, facts.has_exception))
         assert not facts.output_exceeded
         assert facts.has_value or not facts.callable_task
+
+
+@pytest.mark.parametrize(
+    ("own", "family", "told"),
+    [
+        (True, False, "for memory"),
+        (False, True, "the family budget was used up, its own limit was not"),
+        (True, True, "both its own limit and the family budget were reached"),
+        (False, False, "for memory"),
+    ],
+)
+def test_whose_memory_it_was_is_told(own: bool, family: bool, told: str) -> None:
+    """A worker that was killed for memory learns whether its own limit or its family budget was reached."""
+    facts = WorkerFacts(oom_kills=1, own_memory_reached=own, family_memory_reached=family)
+    verdict = judge_worker(facts)
+    assert verdict.reason == EndReason.END_REASON_OOM_KILLED
+    assert verdict.detail.endswith(told)

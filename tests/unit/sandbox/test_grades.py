@@ -14,7 +14,7 @@ ALL = criteria(selfprobe.SCOPES_ABI)
 NAMES = [check.name for check in ALL]
 # Those of the probe, and those that every machine has which can hold a sandbox at all.
 LAYERS = {
-    *("namespaces", "uid-range", "memory", "cpu", "pids", "kill", "seccomp", "landlock"),
+    *("namespaces", "uid-range", "memory", "cpu", "pids", "kill", "seccomp", "tripwire", "landlock"),
     *("capabilities", "files", "descriptors", "environment", "process"),
 }
 some = st.sets(st.sampled_from(NAMES))

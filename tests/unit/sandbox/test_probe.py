@@ -16,7 +16,8 @@ from hayflick_sandbox.refusals import Outcome
 from hayflick_sandbox.subordinate import Grant, Ids, Refusal
 
 NAMES = (
-    *("kernel", "namespaces", "uid-range", "memory", "cpu", "pids", "kill", "seccomp", "landlock"),
+    *("kernel", "namespaces", "uid-range", "memory", "cpu", "pids", "kill", "seccomp"),
+    *("tripwire", "landlock"),
     "launch",
 )
 
@@ -171,3 +172,16 @@ def test_seccomp_is_known_by_its_actions() -> None:
     assert probe.judge_seccomp(Facts(0, "6.1", {path: "kill_process kill_thread trap errno"})).enforced
     assert not probe.judge_seccomp(Facts(0, "6.1", {path: "kill_thread trap"})).enforced
     assert not probe.judge_seccomp(Facts(0, "6.1")).enforced
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.EBUSY, "runtime"), (errno.EPERM, "profile"), (errno.EINVAL, "Invalid argument")],
+)
+def test_a_listener_that_cannot_be_had(number: int, words: str) -> None:
+    """Without a seccomp listener the layer "tripwire" is missing, with its own reason and remedy."""
+    layer = probe.judge_tripwire(number)
+    assert not layer.enforced
+    assert words in layer.detail
+    assert layer.remedy
+    assert probe.judge_tripwire(0).enforced

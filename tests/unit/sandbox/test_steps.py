@@ -34,8 +34,8 @@ def steps_of(policy: Policy | None = None, degraded: frozenset[str] = frozenset(
         template=TEMPLATE,
         last_capability=40,
         degraded=degraded,
-        filters=(seccomp.compile_filter(inet=False, listener=False),),
-        inet_filters=(seccomp.compile_filter(inet=True, listener=False),),
+        filters=(seccomp.compile_filter(inet=False, listener=True),),
+        inet_filters=(seccomp.compile_filter(inet=True, listener=True),),
     )
     return plan(policy or Policy(), host, host_uid=1_879_048_192)
 
@@ -128,3 +128,14 @@ def test_the_explanation_is_the_plan() -> None:
     assert lines[-1] == kinds[-1]
     assert lines[0].startswith("fork from a single-threaded zygote")
     assert any("/usr, read-only" in line for line in lines)
+
+
+def test_the_listener_is_left_out_by_name() -> None:
+    """The filter comes with a listener, unless the operator let the tripwire go by name."""
+    (with_it, without) = (steps_of()[-1], steps_of(degraded=frozenset({"tripwire"}))[-1])
+    assert isinstance(with_it, FilterSystemCalls)
+    assert isinstance(without, FilterSystemCalls)
+    assert with_it.listener
+    assert not without.listener
+    assert "seen" in with_it.describe()
+    assert "seen" not in without.describe()

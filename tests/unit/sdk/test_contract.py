@@ -103,6 +103,11 @@ def test_a_bad_limit_is_a_value_error_that_names_the_field(field: str, value: ob
         (lambda: resources(network_policy=None), "network_policy"),
         (lambda: NetworkPolicy(allow_external="no"), "allow_external"),  # type: ignore[arg-type]
         (lambda: contract(family_budget={}), "family_budget"),
+        (lambda: contract(min_grade="D"), "min_grade"),
+        (lambda: contract(min_grade=3), "min_grade"),
+        (lambda: contract(min_grade={-1: "A"}), "min_grade"),
+        (lambda: contract(min_grade={0: "a"}), "min_grade"),
+        (lambda: contract(min_grade=dict.fromkeys(range(17), "A")), "min_grade"),
         (lambda: contract(tripwires="no"), "tripwires"),
         (lambda: contract(tripwires=[Tripwire("a", 1, 1)] * 2), "tripwires"),
         (lambda: contract(tripwires=[Tripwire(str(n), 1, 1) for n in range(17)]), "tripwires"),

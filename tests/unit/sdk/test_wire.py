@@ -97,6 +97,9 @@ def test_a_manifest_survives_the_wire(manifest: Manifest) -> None:
     assert over_the_wire(manifest) == manifest
 
 
+GRADES = st.sampled_from("ABC")
+
+
 @given(RESOURCES)
 def test_resources_survive_the_wire(resources: ResourceSpec) -> None:
     """Every limit comes back as it was sent."""
@@ -114,6 +117,7 @@ def test_resources_survive_the_wire(resources: ResourceSpec) -> None:
         display_name=TEXT,
         family_budget=st.none() | BUDGETS,
         tripwires=st.lists(TRIPWIRES, max_size=3, unique_by=lambda tripwire: tripwire.name),
+        min_grade=st.none() | GRADES | st.dictionaries(st.integers(0, 1_000), GRADES, max_size=16),
     )
 )
 def test_a_contract_survives_the_wire(contract: ReplicationContract) -> None:
