@@ -119,6 +119,7 @@ class Orchestrator:
             supervisor=self._supervisor,
             predicates=Predicates(self._host, ready_timeout_seconds=config.ready_timeout_seconds),
             on_name_taken=self._fail,
+            on_renewed=self._host.renew_lease,
         )
         tasks = WorkerTasks(self._supervisor, self._records)
         calls = WorkerCalls(
