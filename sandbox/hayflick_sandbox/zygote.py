@@ -8,7 +8,9 @@ hayflick_sandbox.zygote``; standard input is its end of the orchestrator's
 SEQPACKET socket.
 
 When the orchestrator is gone, the socket ends, and the zygote kills what runs,
-removes the cgroups and ends.
+removes the cgroups and ends. When the orchestrator is there and does nothing,
+because somebody stopped it, its lease runs out here too: the zygote then
+freezes and kills what runs, and starts nothing until the lease is renewed.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import errno
 import gc
 import importlib
 import json
+import math
 import os
 import select
 import signal
@@ -77,6 +80,35 @@ class Setup:
     first_uid: int | None = None
 
 
+class Lease:
+    """How long the sandboxes may go on without a word from the orchestrator; for ever until it says.
+
+    By CLOCK_BOOTTIME, which nobody can set and which counts a suspended machine's time.
+    """
+
+    def __init__(self) -> None:
+        self._ends_at: float | None = None
+        self.over = False
+
+    def renew(self, seconds: float) -> None:
+        """Let them go on for *seconds* from now."""
+        self._ends_at = time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
+        self.over = seconds <= 0
+
+    def remaining_seconds(self) -> float | None:
+        """Return how long they may go on; ``None`` when nothing will end them."""
+        if self._ends_at is None or self.over:
+            return None
+        return max(0.0, self._ends_at - time.clock_gettime(time.CLOCK_BOOTTIME))
+
+    def lapsed(self) -> bool:
+        """Return true once when the time is over."""
+        if self.remaining_seconds() != 0.0:
+            return False
+        self.over = True
+        return True
+
+
 class Zygote:
     """Serves one orchestrator."""
 
@@ -84,6 +116,7 @@ class Zygote:
         self._sock = sock
         self._setup = setup
         self._launches: dict[int, str] = {}
+        self._lease = Lease()
         self._networks = Networks()
         self._rootless = os.getuid() != 0
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -146,8 +179,12 @@ class Zygote:
         poller.register(self._sock, select.POLLIN)
         poller.register(wake_read, select.POLLIN)
         while True:
-            ready = poller.poll(0 if self._networks.wanting else None)
-            if not ready:
+            left_seconds = self._lease.remaining_seconds()
+            wait_ms = None if left_seconds is None else math.ceil(left_seconds * 1_000)
+            ready = poller.poll(0 if self._networks.wanting else wait_ms)
+            if self._lease.lapsed():
+                self._end_all()
+            elif not ready and self._networks.wanting:
                 self._networks.stock()
             for descriptor, _ in ready:
                 if descriptor == wake_read:
@@ -168,11 +205,16 @@ class Zygote:
         if not packet:
             return False
         request = json.loads(packet)
+        if "lease_seconds" in request:
+            self._lease.renew(request["lease_seconds"])
+            return True
         descriptors = array.array("i")
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(data)
         try:
+            if self._lease.over:
+                raise OSError(errno.ETIME, "the node's lease is over")
             if len(descriptors) != expected:
                 raise OSError(errno.EBADMSG, f"{len(descriptors)} descriptors came instead of {expected}")
             channel, *tasks = descriptors
@@ -268,6 +310,7 @@ class Zygote:
                     "signal": -code if code < 0 else None,
                     "cpu_seconds": usage.ru_utime + usage.ru_stime,
                     "max_rss_bytes": usage.ru_maxrss * 1024,
+                    "lapsed": self._lease.over,
                 }
             )
 
@@ -278,16 +321,34 @@ class Zygote:
         except (BrokenPipeError, ConnectionResetError):
             return  # the orchestrator is gone; the next receive says so
 
-    def _leave(self) -> None:
-        """Kill every sandbox, wait for the last, remove the cgroups."""
-        if self._unified is not None:
-            try:
-                kill = os.open("cgroup.kill", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._unified)
-                os.write(kill, b"1")
-            except FileNotFoundError:
-                pass  # the orchestrator removed it already: nobody is left
+    def _end_all(self) -> None:
+        """Freeze every sandbox, so that none does anything more, then kill it."""
+        self._order("cgroup.freeze", b"1")
+        self._kill_all()
+        # The dead need no thaw; whoever comes next must not be born frozen.
+        self._order("cgroup.freeze", b"0")
+
+    def _kill_all(self) -> None:
+        self._order("cgroup.kill", b"1")
         for pid in self._launches:
             os.kill(pid, signal.SIGKILL)
+
+    def _order(self, name: str, value: bytes) -> None:
+        """Write *value* to a file of this node's version 2 cgroup, where there is one."""
+        if self._unified is None:
+            return
+        try:
+            descriptor = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._unified)
+        except FileNotFoundError:
+            return  # the orchestrator removed it already: nobody is left
+        try:
+            os.write(descriptor, value)
+        finally:
+            os.close(descriptor)
+
+    def _leave(self) -> None:
+        """Kill every sandbox, wait for the last, remove the cgroups."""
+        self._kill_all()
         deadline = time.monotonic() + DEATH_GRACE_SECONDS
         signal.set_wakeup_fd(-1)
         while self._launches and time.monotonic() < deadline:

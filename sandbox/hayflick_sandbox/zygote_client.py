@@ -61,6 +61,8 @@ class Exited:
     signal: int | None
     cpu_seconds: float
     max_rss_bytes: int
+    lapsed: bool = False
+    """Whether the zygote ended it because the node's lease was over."""
 
 
 Event = Started | LaunchFailed | Exited
@@ -206,6 +208,22 @@ class Zygote:
                 raise
         ours.setblocking(False)
         return ours
+
+    def renew(self, lease_seconds: float) -> None:
+        """Let the sandboxes go on for *lease_seconds* from now without another word.
+
+        Until the first time they go on for ever. When the time is over the zygote
+        kills them, however this process fares: stopped, it could not.
+
+        Raises:
+            ZygoteDied: there is nobody to tell.
+        """
+        try:
+            self.socket.send(json.dumps({"lease_seconds": lease_seconds}).encode())
+        except BlockingIOError:
+            return  # many requests wait to be read; the next renewal comes in a moment
+        except ConnectionError:
+            raise ZygoteDied("the zygote is gone") from None
 
     def receive(self) -> Event | None:
         """Return the next event, or ``None`` when there is none now.

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 Clock = Callable[[], int]
-"""Returns the time now, in microseconds since the Unix epoch."""
+"""Returns the time now, in microseconds since the Unix epoch. Cooldowns and expiries must survive
+a restart, so it begins at the wall clock; that it then never jumps is the caller's business
+(:class:`hayflick_rpc.clock.SteadyClock`)."""
 
 MICROSECONDS = 1_000_000
 
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 -- in UTC throughout, so that its text has no offset
-
-
-def wall_clock_us() -> int:
-    """Return the system's time; cooldowns and expiries must survive a restart, so not a monotonic one."""
-    return time.time_ns() // 1_000
 
 
 def seconds(length_us: int) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hayflick_controller import events
 from hayflick_controller.births import Births
 from hayflick_controller.chores import Chore, Chores
-from hayflick_controller.clock import MICROSECONDS, Clock, wall_clock_us
+from hayflick_controller.clock import MICROSECONDS, Clock
 from hayflick_controller.contracts import Contracts
 from hayflick_controller.deaths import Deaths
 from hayflick_controller.decisions import Decisions
@@ -20,10 +20,12 @@ from hayflick_controller.nodes import Nodes
 from hayflick_controller.outbox import Outbox
 from hayflick_controller.pursuit import Pursuit
 from hayflick_controller.quarantine import Quarantine
+from hayflick_controller.receipts import Issuer, Signer
 from hayflick_controller.registry import Registry
 from hayflick_controller.roster import Roster
 from hayflick_controller.store.sql import sqlite_store
 from hayflick_controller.watch import Broadcast
+from hayflick_rpc.clock import SteadyClock
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -37,6 +39,10 @@ LOGGER_GRACE_SECONDS = 2.0
 """How long a start waits for the logger before it serves without one."""
 EXPIRE_INTERVAL_SECONDS = 1.0
 FORGET_INTERVAL_SECONDS = 60.0
+EXPIRE_MARGIN_US = 5 * MICROSECONDS
+"""How long after a worker's life by contract its node may take to end it."""
+STEP_SECONDS = 1.0
+"""By how much the wall clock must jump to be worth an event; NTP slews below that."""
 
 log = logging.getLogger(__name__)
 
@@ -58,20 +64,21 @@ class Controller:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pursuing: asyncio.Task[None] | None = None
         self._chores: Chores | None = None
+        self._told_step_seconds = 0.0
         self.nodes = Nodes(
             store, self._roster, self._pursuit, clock, round(config.lease_seconds * MICROSECONDS)
         )
         self.registry = Registry(store, self._roster, self._broadcast)
 
     @classmethod
-    async def start(cls, config: Config, clock: Clock = wall_clock_us) -> Controller:
+    async def start(cls, config: Config, clock: Clock | None = None) -> Controller:
         """Open the database, take up what an earlier start left, and begin to work.
 
         Raises:
             OSError: The data directory cannot be made safe.
             HayflickError: The database cannot be opened.
         """
-        controller = cls(config, sqlite_store(config.database), clock)
+        controller = cls(config, sqlite_store(config.database), clock or SteadyClock())
         await controller._open()
         # Started together with its logger, it would refuse its first callers for
         # a moment; without one it serves all the same: reads, denials, kills.
@@ -85,14 +92,20 @@ class Controller:
         config = self.config
         await self._store.open(self._follow)
         self._outbox = Outbox(self._store, config.logger)
+        signer = Signer.load(config.data_dir)
         self._decisions = Decisions(self._store, self._outbox, self.clock, config.audit_timeout_seconds)
         self.contracts = Contracts(self._store, self._decisions, self.clock)
         self.keys = Keys(self._store, self._decisions, self.clock)
         self.births = Births(self._decisions, self.nodes, self.clock)
         self.deaths = Deaths(self._decisions, self._pursuit, self._roster, self.clock)
-        self.kill_switch = KillSwitch(self._decisions, self._pursuit, self._roster, self.clock)
+        issuer = Issuer(signer, self._store.identity.controller_id)
+        self.kill_switch = KillSwitch(self._decisions, self._pursuit, self._roster, self.clock, issuer)
         self.quarantine = Quarantine(self._decisions, self._pursuit, self._roster, self.clock)
         await self.nodes.open()
+        started = events.controller_started(
+            self._store.identity, signer.key_id, signer.public_key, self.clock()
+        )
+        await self._store.transact(lambda tx: tx.record(started))
         await self._outbox.start()
         self._pursuing = asyncio.create_task(self._pursuit.run(), name="pursuit")
         self._chores = Chores(
@@ -100,6 +113,8 @@ class Controller:
             Chore("heartbeats", config.flush_interval_seconds, self.nodes.write_beats),
             Chore("reservations", EXPIRE_INTERVAL_SECONDS, self._return_expired),
             Chore("launches", config.start_timeout_seconds / 10, self._stop_stillborn),
+            Chore("lives", EXPIRE_INTERVAL_SECONDS, self._end_expired),
+            Chore("clock", EXPIRE_INTERVAL_SECONDS, self._tell_of_step),
             Chore("retention", FORGET_INTERVAL_SECONDS, self._forget_old),
         )
 
@@ -172,6 +187,20 @@ class Controller:
                 tx.record(events.reservations_returned(contract_id, count, now_us))
 
         await self._store.transact(run)
+
+    async def _end_expired(self) -> None:
+        # Each node does so by a timer of its own; this is for one that does not.
+        await self.deaths.end_expired(EXPIRE_MARGIN_US)
+
+    async def _tell_of_step(self) -> None:
+        if not isinstance(self.clock, SteadyClock):
+            return
+        step_seconds = self.clock.step_seconds
+        if abs(step_seconds - self._told_step_seconds) < STEP_SECONDS:
+            return
+        self._told_step_seconds = step_seconds
+        event = events.clock_stepped(step_seconds, self.clock())
+        await self._store.transact(lambda tx: tx.record(event))
 
     async def _stop_stillborn(self) -> None:
         await self.deaths.stop_stillborn(round(self.config.start_timeout_seconds * MICROSECONDS))

@@ -140,3 +140,17 @@ class Deaths:
 
         if await self._decisions.record(stop):
             self._pursuit.kick()
+
+    async def end_expired(self, margin_us: int) -> None:
+        """End workers whose life by contract has been over for *margin_us*: their node should have."""
+        overdue = self._roster.expired(self._clock() - margin_us)
+        if not overdue:
+            return
+
+        def stop(tx: Tx) -> bool:
+            found = [tx.worker(worker_id) for worker_id in overdue]
+            living = [worker for worker in found if worker is not None and worker.live]
+            return bool(ends.stop(tx, living, EndReason.EXPIRED, "its life by contract is over"))
+
+        if await self._decisions.record(stop):
+            self._pursuit.kick()

@@ -20,6 +20,7 @@ from hayflick_rpc.wire import ID_PATTERN
 
 if TYPE_CHECKING:
     from hayflick_controller.admission import Denial
+    from hayflick_controller.store.protocol import Identity
 
 MAX_LISTED = 100
 
@@ -202,8 +203,34 @@ def latch_changed(
     )
 
 
+def controller_started(identity: Identity, key_id: str, public_key: bytes, now_us: int) -> Event:
+    """The controller decides from now on, and signs its receipts with this key."""
+    return Event(
+        "controller_started",
+        now_us,
+        details={
+            "controller_id": identity.controller_id,
+            "boot": identity.boot,
+            "receipt_key_id": key_id,
+            "receipt_public_key": public_key.hex(),
+        },
+    )
+
+
+def clock_stepped(step_seconds: float, now_us: int) -> Event:
+    """Somebody set the wall clock; decisions, and the times of our events, go on by the old one."""
+    return Event("clock_stepped", now_us, details={"step_seconds": round(step_seconds, 3)})
+
+
 def killed(
-    scope: Scope, contract_id: str, *, dead: int, unconfirmed: int, now_us: int, elapsed_us: int
+    scope: Scope,
+    contract_id: str,
+    *,
+    dead: int,
+    unconfirmed: int,
+    now_us: int,
+    elapsed_us: int,
+    receipt_sha256: str,
 ) -> Event:
     """What a kill switch had done when it answered."""
     return Event(
@@ -217,6 +244,7 @@ def killed(
             "dead_count": dead,
             "unconfirmed_count": unconfirmed,
             "elapsed_seconds": seconds(elapsed_us),
+            "receipt_sha256": receipt_sha256,
         },
     )
 

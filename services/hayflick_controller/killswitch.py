@@ -7,13 +7,13 @@ events wait in the outbox.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hayflick.v1 import controller_pb2
 from hayflick.v1.errors_pb2 import ErrorReason
-from hayflick_controller import ends, events, render, render_terms
+from hayflick_controller import ends, events, receipts, render, render_terms
 from hayflick_controller.clock import Clock, seconds
 from hayflick_controller.decisions import Decisions, Form, Request
 from hayflick_controller.model import EndReason, Latch, Scope, ScopeKind, Worker
@@ -36,22 +36,45 @@ class _Engaged:
     answer: Response | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Patience:
+    """How long a kill may take: for confirmations, and before that for tasks to end by themselves."""
+
+    timeout_us: int
+    grace_us: int
+
+
 class KillSwitch:
     """See the module."""
 
-    def __init__(self, decisions: Decisions, pursuit: Pursuit, roster: Roster, clock: Clock) -> None:
+    def __init__(
+        self, decisions: Decisions, pursuit: Pursuit, roster: Roster, clock: Clock, issuer: receipts.Issuer
+    ) -> None:
+        self._issuer = issuer
         self._decisions = decisions
         self._pursuit = pursuit
         self._roster = roster
         self._clock = clock
 
-    async def engage(self, request: Request, scope: Scope, reason: str, timeout_us: int) -> Response:
-        """Forbid births in *scope*, end its workers, and say which are dead after *timeout_us* at most.
+    async def engage(
+        self, request: Request, scope: Scope, reason: str, timeout_us: int, grace_us: int = 0
+    ) -> Response:
+        """Forbid births in *scope*, end its workers, and say which are dead.
+
+        Args:
+            request: Repeated, it gets its first answer.
+            scope: Whom.
+            reason: For the record.
+            timeout_us: How long to wait for confirmations, once the grace is over.
+            grace_us: How long the workers' tasks may go on after SIGTERM.
 
         Raises:
-            HayflickError: CONTRACT_UNKNOWN, WORKER_UNKNOWN; REQUEST_ID_REUSED.
+            HayflickError: CONTRACT_UNKNOWN, WORKER_UNKNOWN; REQUEST_ID_REUSED;
+                SERVICE_UNAVAILABLE while the database is away: the nodes were told
+                to kill all the same, and the latch is set when it returns.
         """
-        return await self._decisions.finish(self._engage(request, scope, reason, timeout_us))
+        patience = _Patience(timeout_us, grace_us)
+        return await self._decisions.finish(self._engage(request, scope, reason, patience))
 
     async def release(
         self, request: Request, scope: Scope, reason: str
@@ -82,7 +105,7 @@ class KillSwitch:
         )
         return await self._decisions.take(request, release, form, undo=undo, durable=True)
 
-    async def _engage(self, request: Request, scope: Scope, reason: str, timeout_us: int) -> Response:
+    async def _engage(self, request: Request, scope: Scope, reason: str, patience: _Patience) -> Response:
         def latch_down(tx: Tx) -> _Engaged:
             contract_id, path = subject(tx, scope)
             targets = tuple(_within(tx, scope, path))
@@ -102,11 +125,17 @@ class KillSwitch:
             self._decisions.remember(tx, request, None)
             return _Engaged(latch, targets)
 
-        engaged = await self._decisions.record(latch_down, durable=True)
+        try:
+            engaged = await self._decisions.record(latch_down, durable=True)
+        except HayflickError as error:
+            if error.reason != ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE:
+                raise
+            raise await self._without_database(scope, reason, patience, latch_down) from error
         if engaged.answer is not None:
             return engaged.answer
         start_us = self._clock()
-        response = await self._carry_out(engaged, timeout_us, start_us)
+        response = await self._carry_out(engaged, patience, start_us)
+        response.receipt.CopyFrom(self._issuer.issue(engaged.latch, engaged.targets, response, self._clock()))
 
         def complete(tx: Tx) -> int:
             contract_id, _ = subject(tx, scope)
@@ -119,6 +148,7 @@ class KillSwitch:
                     unconfirmed=len(response.unconfirmed_worker_ids),
                     now_us=self._clock(),
                     elapsed_us=elapsed_us,
+                    receipt_sha256=receipts.digest(response.receipt),
                 )
             )
             tx.complete(request.request_id, response.SerializeToString(), tx.position)
@@ -127,13 +157,43 @@ class KillSwitch:
         await self._decisions.wait_recorded(await self._decisions.record(complete))
         return response
 
-    async def _carry_out(self, engaged: _Engaged, timeout_us: int, start_us: int) -> Response:
+    async def _without_database(
+        self, scope: Scope, reason: str, patience: _Patience, latch_down: Callable[[Tx], _Engaged]
+    ) -> HayflickError:
+        """End whom the nodes know in *scope*; return what to tell the caller.
+
+        Nothing can be born meanwhile: a registration needs the database too. The
+        latch is set as soon as it answers.
+        """
+        kill = Kill(scope, EndReason.KILL_SWITCH, reason, (), patience.grace_us)
+        orders = [self._pursuit.order(link, kill) for link in self._pursuit.links.values() if not link.closed]
+        self._pursuit.insist(lambda: self._decisions.record(latch_down, durable=True))
+        dead = 0
+        done, _ = (
+            await asyncio.wait(orders, timeout=seconds(patience.timeout_us + patience.grace_us))
+            if orders
+            else (set(), set())
+        )
+        for order in done:
+            if order.exception() is None:
+                dead += len(order.result().worker_ids)
+        return HayflickError(
+            ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE,
+            f"the database does not answer: {dead} workers were killed and seen dead on {len(done)} of"
+            f" {len(orders)} nodes, and the latch is set when it returns; ask again with the same request_id",
+            metadata={"service": "database", "dead_count": str(dead), "node_count": str(len(orders))},
+            retry_after_seconds=1.0,
+        )
+
+    async def _carry_out(self, engaged: _Engaged, patience: _Patience, start_us: int) -> Response:
         latch = engaged.latch
         departures = self._roster.watch_departures(worker.worker_id for worker in engaged.targets)
         links = [link for link in self._pursuit.links.values() if latch.engaged and not link.closed]
-        orders = {link.node_id: self._order(link, latch, engaged.targets) for link in links}
+        orders = {
+            link.node_id: self._order(link, latch, engaged.targets, patience.grace_us) for link in links
+        }
         try:
-            async with asyncio.timeout(seconds(timeout_us)):
+            async with asyncio.timeout(seconds(patience.timeout_us + patience.grace_us)):
                 await asyncio.gather(departures.wait(), *map(asyncio.shield, orders.values()))
         except TimeoutError:
             pass  # those who remain stay STOPPING, and are pursued
@@ -151,10 +211,13 @@ class KillSwitch:
             elapsed=render_terms.length(max(0, self._clock() - start_us)),
         )
 
-    def _order(self, link: Link, latch: Latch, targets: Sequence[Worker]) -> asyncio.Task[Result | None]:
+    def _order(
+        self, link: Link, latch: Latch, targets: Sequence[Worker], grace_us: int
+    ) -> asyncio.Task[Result | None]:
         # Nodes without a known worker are told too: one may be under way to them.
         ids = tuple(worker.worker_id for worker in targets if worker.node_id == link.node_id)
-        return self._pursuit.kill(link, Kill(latch.scope, EndReason.KILL_SWITCH, latch.reason, ids))
+        kill = Kill(latch.scope, EndReason.KILL_SWITCH, latch.reason, ids, grace_us)
+        return self._pursuit.kill(link, kill)
 
     def _turn(self, latch: Latch, reason: str, *, engaged: bool) -> Latch:
         return replace(latch, engaged=engaged, epoch=latch.epoch + 1, reason=reason, change_us=self._clock())
@@ -218,4 +281,6 @@ def _node_kill(node_id: str, order: asyncio.Task[Result | None]) -> controller_p
         confirmed_count=len(result.worker_ids),
         elapsed=result.elapsed,
         error=result.error,
+        last_death=result.last_death,
+        unpopulated=result.unpopulated,
     )

@@ -119,6 +119,9 @@ class Nodes:
         self._clock = clock
         self._lease_us = lease_us
         self._start_us = clock()
+        # What was last read of each node's lease, and when that was new to us: another
+        # controller's clock need not agree with ours.
+        self._acks: dict[str, tuple[int, int]] = {}
         self._links = pursuit.links
         self._attestations = Attestations(clock)
         self._started: set[str] = set()
@@ -182,6 +185,8 @@ class Nodes:
         """Record that a node's stream ended; its lease runs on from its last acknowledgement."""
         link.close()
         now_us = self._clock()
+        # Never lost in the moment in which it was cut: it may be we who slept.
+        self._acks[link.node_id] = link.last_ack_us, max(link.last_ack_us, now_us - self._lease_us)
 
         def run(tx: Tx) -> None:
             node = tx.node(link.node_id)
@@ -261,9 +266,7 @@ class Nodes:
         def run(tx: Tx) -> list[str]:
             lost: list[str] = []
             for node in tx.nodes():
-                # A controller that was away acknowledged nothing that it has
-                # not written; it grants every node a whole lease from its start.
-                if node.node_id in connected or max(node.last_ack_us, self._start_us) > deadline_us:
+                if node.node_id in connected or self._renewed_us(node, now_us) > deadline_us:
                     continue
                 workers = tx.live_workers(node_id=node.node_id)
                 lost += [worker.worker_id for worker in workers]
@@ -271,6 +274,19 @@ class Nodes:
             return lost
 
         return await self._store.transact(run)
+
+    def _renewed_us(self, node: Node, now_us: int) -> int:
+        """Return when the lease of a node that is not connected here was last renewed, by our clock.
+
+        A controller that was away acknowledged nothing that it has not written;
+        it grants every node a whole lease from its start.
+        """
+        known = self._acks.get(node.node_id)
+        if known is None:
+            known = self._acks[node.node_id] = node.last_ack_us, self._start_us
+        elif known[0] != node.last_ack_us:
+            known = self._acks[node.node_id] = node.last_ack_us, now_us
+        return known[1]
 
     async def write_beats(self) -> None:
         """Write what was heard since the last time to the database, in one transaction."""

@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hayflick.v1 import controller_pb2
+from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_controller import ends, lineage, parse, render
+from hayflick_controller.clock import seconds
 from hayflick_controller.model import EndReason, Exit, Latch, Scope, ScopeKind, State, Usage, Worker
+from hayflick_rpc import wire
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ class Kill:
     reason: EndReason
     detail: str
     worker_ids: tuple[str, ...]
+    grace_us: int = 0
 
 
 class Pursuit:
@@ -57,6 +61,7 @@ class Pursuit:
         self._ordered: set[tuple[str, str]] = set()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[Result | None]] = set()
+        self._insisting: set[asyncio.Task[None]] = set()
 
     def kick(self) -> None:
         """Look for workers to end now rather than at the next tick."""
@@ -78,7 +83,7 @@ class Pursuit:
 
     async def close(self) -> None:
         """Stop waiting for results; what is STOPPING is pursued by the next start."""
-        tasks = list(self._tasks)
+        tasks: list[asyncio.Task[Any]] = [*self._tasks, *self._insisting]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -122,19 +127,30 @@ class Pursuit:
             for kill in plan(workers, latches):
                 self.kill(link, kill)
 
-    async def _carry(self, link: Link, kill: Kill) -> Result | None:
-        future = link.order(
+    def order(self, link: Link, kill: Kill) -> asyncio.Future[Result]:
+        """Give an order, and record nothing of what comes of it."""
+        return link.order(
             controller_pb2.Order(
                 kill=controller_pb2.KillOrder(
                     scope=render.scope(kill.scope),
                     reason=render.end_reason(kill.reason),
                     detail=kill.detail,
                     worker_ids=kill.worker_ids,
+                    grace=wire.duration(seconds(kill.grace_us)),
                 )
             )
         )
+
+    def insist(self, act: Callable[[], Awaitable[object]]) -> None:
+        """Do *act* once the database answers again, for as long as this process lives."""
+        task = asyncio.create_task(_until_available(act))
+        self._insisting.add(task)
+        task.add_done_callback(self._insisting.discard)
+
+    async def _carry(self, link: Link, kill: Kill) -> Result | None:
+        future = self.order(link, kill)
         try:
-            async with asyncio.timeout(ORDER_TIMEOUT_SECONDS):
+            async with asyncio.timeout(ORDER_TIMEOUT_SECONDS + seconds(kill.grace_us)):
                 result = await future
             await self._record(link.node_id, result, kill)
         except (TimeoutError, HayflickError) as error:
@@ -193,6 +209,19 @@ class Pursuit:
                     strangers[0],
                 )
             self.kick()  # their descendants on other nodes
+
+
+async def _until_available(act: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        try:
+            await act()
+        except HayflickError as error:
+            if error.reason != ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE:
+                log.error("given up: %s", error.message)  # noqa: TRY400 -- the text says it all
+                return
+            await asyncio.sleep(TICK_SECONDS)
+        else:
+            return
 
 
 def _told(result: Result, now_us: int) -> dict[str, tuple[Exit, Usage]]:

@@ -47,6 +47,7 @@ class Roster:
 
     def __init__(self) -> None:
         self._workers: dict[str, tuple[str, State]] = {}
+        self._expire_us: dict[str, int] = {}
         self._beats: dict[str, Beat] = {}
         self._unwritten: set[str] = set()
         self._departures: set[Departures] = set()
@@ -54,19 +55,29 @@ class Roster:
     def load(self, workers: Iterable[Worker]) -> None:
         """Take those who live when the controller starts."""
         for worker in workers:
-            self._workers[worker.worker_id] = (worker.node_id, worker.state)
+            self._take(worker)
 
     def follow(self, commit: Commit) -> None:
         """Take what a commit changed; called in the order of commits."""
         for worker in commit.workers:
             if worker.live:
-                self._workers[worker.worker_id] = (worker.node_id, worker.state)
+                self._take(worker)
                 continue
             self._workers.pop(worker.worker_id, None)
+            self._expire_us.pop(worker.worker_id, None)
             self._beats.pop(worker.worker_id, None)
             self._unwritten.discard(worker.worker_id)
             for departures in self._departures:
                 departures.ended(worker.worker_id)
+
+    def _take(self, worker: Worker) -> None:
+        self._workers[worker.worker_id] = (worker.node_id, worker.state)
+        if worker.expire_us is not None:
+            self._expire_us[worker.worker_id] = worker.expire_us
+
+    def expired(self, before_us: int) -> list[str]:
+        """Return the workers whose life by contract ended before *before_us*."""
+        return [worker_id for worker_id, expire_us in self._expire_us.items() if expire_us < before_us]
 
     def state_on(self, node_id: str, worker_id: str) -> State | None:
         """Return a worker's state if it lives on this node."""

@@ -199,7 +199,12 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         timeout_us = parse.DEFAULT_KILL_TIMEOUT_US
         if request.HasField("timeout"):
             timeout_us = parse.length_us("timeout", request.timeout, maximum_us=parse.MAX_KILL_TIMEOUT_US)
-        return await self._controller.kill_switch.engage(_identify(request), scope, reason, timeout_us)
+        grace_us = 0
+        if request.HasField("grace"):
+            grace_us = parse.length_us("grace", request.grace, maximum_us=parse.MAX_KILL_TIMEOUT_US)
+        return await self._controller.kill_switch.engage(
+            _identify(request), scope, reason, timeout_us, grace_us
+        )
 
     async def ReleaseKillSwitch(
         self, request: pb.ReleaseKillSwitchRequest, context: Context

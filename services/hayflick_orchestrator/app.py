@@ -128,6 +128,7 @@ class Orchestrator:
             tripwires=self._tripwires,
             predicates=Predicates(self._host, ready_timeout_seconds=config.ready_timeout_seconds),
             on_name_taken=self._fail,
+            on_renewed=self._host.renew_lease,
         )
         tasks = WorkerTasks(self._supervisor, self._records)
         calls = WorkerCalls(

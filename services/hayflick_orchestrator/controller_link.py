@@ -24,6 +24,7 @@ from hayflick_orchestrator.lifecycle import Ask
 from hayflick_orchestrator.predicates import PredicateError, Predicates
 from hayflick_orchestrator.requests import PYTHON_VERSION
 from hayflick_rpc import wire
+from hayflick_rpc.clock import boot_seconds
 from hayflick_rpc.errors import HayflickError
 from hayflick_rpc.status import from_rpc_error
 
@@ -48,6 +49,7 @@ MAX_OUTGOING = 1_024
 # Longer than a controller takes to make a quarantine of a report.
 REPORT_SECONDS = 5.0
 LEASE_CHECK_SECONDS = 0.05
+LEASE_LOOK_SECONDS = 0.5
 
 _Call = grpc.aio.StreamStreamCall[ConnectNodeRequest, ConnectNodeResponse]
 
@@ -72,6 +74,7 @@ class ControllerLink:
         tripwires: Tripwires,
         predicates: Predicates,
         on_name_taken: Callable[[], None],
+        on_renewed: Callable[[float], None],
     ) -> None:
         self._stub: controller_pb2_grpc.ControllerServiceAsyncStub = (
             controller_pb2_grpc.ControllerServiceStub(channel)
@@ -86,7 +89,8 @@ class ControllerLink:
         tripwires.on_report = self._report
         self._predicates = predicates
         self._on_name_taken = on_name_taken
-        self._lease = Lease(0.0, time.monotonic())
+        self._on_renewed = on_renewed
+        self._lease = Lease(0.0, boot_seconds())
         self._call: _Call | None = None
         self._outgoing: asyncio.Queue[ConnectNodeRequest] | None = None
         self._nudged = asyncio.Event()
@@ -128,10 +132,11 @@ class ControllerLink:
         self._call = call
         admitted, refusal = False, None
         try:
-            hello_at = time.monotonic()
+            hello_at = boot_seconds()
             welcome = await self._greet(call)
             admitted = self._welcomed = True
             self._lease.welcomed(hello_at, wire.seconds(welcome.lease))
+            self._on_renewed(self._lease.remaining_seconds(boot_seconds()))
             self._session.opened(welcome.session)
             self._supervisor.attest_again()
             self._lost = False
@@ -191,7 +196,7 @@ class ControllerLink:
             await self._supervisor.meter()
             sequence += 1
             beat = controller_pb2.NodeBeat(sequence=sequence, workers=self._supervisor.beats())
-            self._lease.sent(sequence, time.monotonic())
+            self._lease.sent(sequence, boot_seconds())
             await outgoing.put(ConnectNodeRequest(beat=beat))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval_seconds):
@@ -221,6 +226,7 @@ class ControllerLink:
             match answer.WhichOneof("message"):
                 case "ack":
                     self._lease.acknowledged(answer.ack.sequence)
+                    self._on_renewed(self._lease.remaining_seconds(boot_seconds()))
                 case "order":
                     self._take(answer.order)
                 case _:
@@ -263,9 +269,15 @@ class ControllerLink:
                 kill = order.kill
                 ask = Ask(kill.reason or EndReason.END_REASON_KILLED, kill.detail)
                 report = await self._supervisor.kill_scope(
-                    kill.scope, ask, also=kill.worker_ids, ordered=True
+                    kill.scope,
+                    ask,
+                    also=kill.worker_ids,
+                    ordered=True,
+                    grace_seconds=wire.seconds(kill.grace),
                 )
                 _fill(result, report)
+                result.last_death.CopyFrom(wire.duration(report.elapsed_seconds))
+                result.unpopulated = report.unpopulated
             case "freeze":
                 self._tripwires.ordered(order.freeze.worker_id)
                 _fill(result, await self._supervisor.freeze(order.freeze.worker_id))
@@ -283,9 +295,10 @@ class ControllerLink:
 
     async def _guard_lease(self) -> None:
         while True:
-            left = self._lease.remaining_seconds(time.monotonic())
+            left = self._lease.remaining_seconds(boot_seconds())
             if left > 0:
-                await asyncio.sleep(left)
+                # Not for all of it: this clock stands still while the machine is suspended.
+                await asyncio.sleep(min(left, LEASE_LOOK_SECONDS))
                 continue
             if self._population.births or any(not worker.life.killing for worker in self._population):
                 self._session.lost()

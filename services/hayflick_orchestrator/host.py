@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from hayflick_sandbox.outside import Sight, observe
 from hayflick_sandbox.zygote_client import Exited, LaunchFailed, Started, Zygote, ZygoteDied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from hayflick_orchestrator.attestation import Attestor
     from hayflick_orchestrator.narrowing import KernelFacts
@@ -126,8 +127,8 @@ class Host:
                     self._kill_one(sandbox)
             case LaunchFailed(_, step, errno_, message):
                 sandbox.stillborn(step, errno_, message)
-            case Exited(_, _, exit_code, signal_, cpu_seconds, max_rss_bytes):
-                sandbox.exited(exit_code, signal_, cpu_seconds, max_rss_bytes)
+            case Exited(_, _, exit_code, signal_, cpu_seconds, max_rss_bytes, lapsed):
+                sandbox.exited(exit_code, signal_, cpu_seconds, max_rss_bytes, lapsed)
 
     def require_enforceable(self) -> None:
         """Return when this machine can hold a sandbox to all that it promises.
@@ -271,6 +272,32 @@ class Host:
                 metadata={"layer": "cgroup-freeze", "remedy": "mount a cgroup2 hierarchy"},
             ) from error
         return await self._until(lambda: self._tree.frozen(cgroup_path), FREEZE_SECONDS)
+
+    def renew_lease(self, seconds: float) -> None:
+        """Let every sandbox go on for *seconds*, also when this process does nothing more."""
+        with contextlib.suppress(ZygoteDied):  # its socket tells that in a moment
+            self._zygote.renew(seconds)
+
+    async def unpopulated(self, cgroup_paths: Iterable[str], deadline_monotonic: float) -> bool:
+        """Return whether the kernel says, before the deadline, that no process is left at or below the paths.
+
+        Without a version 2 hierarchy nobody says so, and the answer is no.
+        """
+        paths = tuple(cgroup_paths)
+
+        def empty() -> bool:
+            try:
+                return not any(map(self._tree.populated, paths))
+            except FileNotFoundError:
+                return True  # removed since, which only an empty one can be
+            except OSError:
+                return False
+
+        while not await self._loop.run_in_executor(self._killer, empty):
+            if time.monotonic() > deadline_monotonic:
+                return False
+            await asyncio.sleep(POLL_SECONDS)
+        return True
 
     def hold(self, cgroup_path: str) -> None:
         """Order a freeze and do not wait for it: a kill comes next."""

@@ -18,9 +18,11 @@ class Report:
         unconfirmed: Those of which it is not, yet.
         elapsed_seconds: Until the last of them was certain.
         ended: Those whose end this report alone tells the controller.
+        unpopulated: Whether the kernel said of every control group that no process is left in it.
     """
 
     confirmed: tuple[str, ...]
     unconfirmed: tuple[str, ...]
     elapsed_seconds: float
     ended: tuple[Worker, ...] = ()
+    unpopulated: bool = False

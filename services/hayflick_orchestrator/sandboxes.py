@@ -72,6 +72,7 @@ class Death:
     cpu_seconds: float
     max_rss_bytes: int
     seen_at_monotonic: float
+    lapsed: bool = False
 
 
 def _future() -> asyncio.Future[None]:
@@ -181,11 +182,16 @@ class Sandbox:
         self._settle(Death(None, None, 0.0, 0, time.monotonic()))
 
     def exited(
-        self, exit_code: int | None, signal: int | None, cpu_seconds: float, max_rss_bytes: int
+        self,
+        exit_code: int | None,
+        signal: int | None,
+        cpu_seconds: float,
+        max_rss_bytes: int,
+        lapsed: bool = False,
     ) -> None:
-        """Note that its init was reaped."""
+        """Note that its init was reaped; *lapsed* when the zygote ended it for want of a lease."""
         seen = self._pidfd_readable_at or time.monotonic()
-        self._settle(Death(exit_code, signal, cpu_seconds, max_rss_bytes, seen))
+        self._settle(Death(exit_code, signal, cpu_seconds, max_rss_bytes, seen, lapsed))
 
     def _pidfd_readable(self) -> None:
         assert self._pidfd is not None

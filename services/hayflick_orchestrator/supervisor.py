@@ -36,8 +36,16 @@ from hayflick_orchestrator.population import Population, tops
 from hayflick_orchestrator.predicates import CGROUP
 from hayflick_orchestrator.quarantines import Quarantines
 from hayflick_orchestrator.reports import Report
-from hayflick_orchestrator.workers import Birth, Worker, exit_message, final_usage, usage_message
+from hayflick_orchestrator.workers import (
+    NOTHING_READ,
+    Birth,
+    Worker,
+    exit_message,
+    final_usage,
+    usage_message,
+)
 from hayflick_rpc import wire
+from hayflick_rpc.clock import boot_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
@@ -68,6 +76,9 @@ _INHERITED = frozenset(
     }
 )
 _ANCESTOR_ENDED = Ask(EndReason.END_REASON_KILLED, "ancestor ended")
+_LEASE_OVER = Ask(EndReason.END_REASON_LEASE_LOST, "the controller was silent for the whole lease")
+# How long after the last death the kernel may take to say that a control group is empty.
+EMPTY_SECONDS = 1.0
 
 Everyone = Population[Worker, Birth, WorkerMessage]
 
@@ -135,6 +146,7 @@ class Supervisor:
         if worker.record.HasField("expire_time"):
             # The wall clock is asked once; setting it later moves nobody's end.
             left = (wire.instant(worker.record.expire_time) - datetime.now(UTC)).total_seconds()
+            worker.expire_boot = boot_seconds() + left
             handle = asyncio.get_running_loop().call_later(max(left, 0.0), self._expire, worker)
             worker.cancel_expiry = handle.cancel
         self.spawn(self._attend(worker), f"worker {worker.worker_id}")
@@ -188,11 +200,13 @@ class Supervisor:
         *,
         also: Iterable[str] = (),
         ordered: bool = False,
+        grace_seconds: float = 0.0,
         timeout_seconds: float = KILL_TIMEOUT_SECONDS,
     ) -> Report:
         """End everybody in *scope*, the ones being born included.
 
-        Answers when all are seen dead and cleared away, or when the time is over.
+        Answers when all are seen dead, or when the time is over. What they leave is
+        cleared away afterwards; nobody waits for that.
 
         Args:
             scope: Whom.
@@ -201,11 +215,17 @@ class Supervisor:
                 this node does not have, it is certain that it does not run.
             ordered: Whether the controller ordered it, and so hears of the ends
                 by the report rather than by a call for each.
-            timeout_seconds: How long to wait.
+            grace_seconds: How long tasks may go on after SIGTERM; births end at once.
+            timeout_seconds: How long to wait after that.
         """
-        started = time.monotonic()
         named = set(also)
         workers, births = self._population.in_scope(scope, named)
+        for birth in births:
+            birth.ask = birth.ask or ask
+        if grace_seconds > 0:
+            await self._grace_of(workers, ask, grace_seconds)
+            workers, births = self._population.in_scope(scope, named)
+        started = time.monotonic()
         for worker in workers:
             self._apply(worker, EndAsked(ask))
             worker.told_by_result = ordered and not worker.verdict.done()
@@ -235,16 +255,29 @@ class Supervisor:
             worker.sandbox.dead.result().seen_at_monotonic for worker in workers if worker.verdict.done()
         ]
         elapsed = max([*seen_at, started]) - started
-        await _all([worker.ended for worker in workers], deadline)
+        unpopulated = await self._host.unpopulated(paths, min(deadline, time.monotonic() + EMPTY_SECONDS))
         dead = {worker.worker_id for worker in workers if worker.verdict.done()}
         dead |= {birth.worker_id for birth in births if birth.settled.done() and birth.registered}
         pending = {worker.worker_id for worker in workers} - dead
         pending |= {birth.worker_id for birth in births if not birth.settled.done()}
         for worker in workers:
-            # One that is still being cleared away is told of by itself, when it is.
-            worker.told_by_result = worker.told_by_result and worker.ended.done()
+            # One that is not dead yet is told of by itself, when it is.
+            worker.told_by_result = worker.told_by_result and worker.verdict.done()
         told = tuple(worker for worker in workers if worker.told_by_result)
-        return Report(tuple(sorted(dead | (named - pending))), tuple(sorted(pending)), elapsed, told)
+        confirmed = tuple(sorted(dead | (named - pending)))
+        return Report(confirmed, tuple(sorted(pending)), elapsed, told, unpopulated and not pending)
+
+    async def _grace_of(self, workers: tuple[Worker, ...], ask: Ask, grace_seconds: float) -> None:
+        """Tell the tasks of *workers* to end, and wait until they did or the grace is over."""
+        for worker in workers:
+            self._apply(worker, EndAsked(ask, grace=True))
+            for task_id in worker.sandbox.tasks:
+                worker.sandbox.signal_task(task_id, signal.SIGTERM)
+        quiet = [asyncio.ensure_future(worker.sandbox.idle.wait()) for worker in workers]
+        if quiet:
+            await asyncio.wait(quiet, timeout=grace_seconds)
+        for waiter in quiet:
+            waiter.cancel()
 
     def _paths(self, scope: Scope, workers: tuple[Worker, ...], births: tuple[Birth, ...]) -> set[str]:
         """Return the fewest control groups that hold everybody in the scope."""
@@ -261,8 +294,10 @@ class Supervisor:
     def tell(self, worker_ids: Iterable[str]) -> None:
         """Deregister the dead whose end no result could tell the controller."""
         for worker_id in worker_ids:
-            ended = self._population.remembered(worker_id)
-            if ended is not None:
+            worker = self._population.get(worker_id)
+            if worker is not None:
+                worker.told_by_result = False  # it is being cleared away, and then told of
+            elif (ended := self._population.remembered(worker_id)) is not None:
                 self.spawn(
                     self._controller.deregister(worker_id, ended.exit, ended.usage), f"tell of {worker_id}"
                 )
@@ -274,7 +309,7 @@ class Supervisor:
             self._host.hold(contract_id)
         return await self.kill_scope(
             Scope(everything=True),
-            Ask(EndReason.END_REASON_LEASE_LOST, "the controller was silent for the whole lease"),
+            _LEASE_OVER,
             timeout_seconds=0.5,
         )
 
@@ -304,6 +339,8 @@ class Supervisor:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             for worker in self._population:
+                if worker.expired() and not worker.life.ending:
+                    self._expire(worker)  # the timer stood still while the machine was suspended
                 if worker.life.state == State.STATE_RUNNING and not worker.held and self._silent(worker):
                     # Perhaps it was we who did not listen.
                     worker.sandbox.hear()
@@ -377,7 +414,7 @@ class Supervisor:
         sandbox = worker.sandbox
         death = await sandbox.dead
         oom_kills = self._host.oom_kills(sandbox)
-        asked = worker.life.ask
+        asked = worker.life.ask or (_LEASE_OVER if death.lapsed else None)
         self._apply(worker, Died())
         for door in worker.doors.values():
             door.close()
@@ -394,6 +431,8 @@ class Supervisor:
             signal=death.signal,
         )
         exit_ = exit_message(judge_worker(facts), datetime.now(UTC))
+        # What is known now; the last word of its control group comes when it is cleared away.
+        worker.usage = final_usage(NOTHING_READ, worker.usage, death.cpu_seconds, death.max_rss_bytes)
         worker.verdict.set_result(exit_)
         # Whoever descends from it ends with it, whatever it died of.
         self.ask_end(worker, asked or Ask(exit_.reason, exit_.detail))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from google.protobuf.duration_pb2 import Duration
@@ -17,14 +17,15 @@ from hayflick.v1.resources_pb2 import Attestation, EndReason, Exit, Manifest, St
 from hayflick.v1.resources_pb2 import Worker as WorkerMessage
 from hayflick_orchestrator.lifecycle import Ask, Life
 from hayflick_rpc import wire
+from hayflick_rpc.clock import boot_seconds
 from hayflick_rpc.errors import HayflickError
+from hayflick_sandbox import cgroups
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hayflick_orchestrator.exits import Verdict
     from hayflick_orchestrator.sandboxes import Sandbox
-    from hayflick_sandbox import cgroups
 
 _serials = itertools.count(1)
 
@@ -114,6 +115,7 @@ class Worker:
     beat_event_monotonic: float | None = None
     main_task: asyncio.Task[None] | None = None
     cancel_expiry: Callable[[], None] | None = None
+    expire_boot: float | None = None
     on_end: Callable[[], None] | None = None
 
     @classmethod
@@ -205,8 +207,7 @@ class Worker:
 
     def expired(self) -> bool:
         """Return whether its contract allows it no more life."""
-        record = self.record
-        return record.HasField("expire_time") and wire.instant(record.expire_time) <= datetime.now(UTC)
+        return self.expire_boot is not None and self.expire_boot <= boot_seconds()
 
     def require_running(self) -> None:
         """Return when a task may be started.
@@ -287,6 +288,9 @@ def usage_message(read: cgroups.Usage, before: Usage) -> Usage:
         cpu_time=wire.duration(cpu_seconds) if cpu_seconds else Duration(),
         pids=before.pids if read.pids is None else read.pids,
     )
+
+
+NOTHING_READ = cgroups.Usage(None, None, None, None)
 
 
 def final_usage(read: cgroups.Usage, before: Usage, cpu_seconds: float, max_rss_bytes: int) -> Usage:
