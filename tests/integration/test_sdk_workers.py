@@ -206,6 +206,7 @@ def test_a_task_that_runs_too_long_is_killed(farm: Callable[..., Farm]) -> None:
         farm().root().perform_task(task, timeout_seconds=0.3)
 
 
+@pytest.mark.layers("memory")
 def test_a_worker_that_takes_too_much_memory_ends_as_such(farm: Callable[..., Farm]) -> None:
     """Want of memory is not taken for any other SIGKILL."""
 
@@ -451,6 +452,7 @@ def test_a_predicate_that_gives_no_answer_denies(farm: Callable[..., Farm], pred
     assert denied.value.details["cause"] != "triggered"
 
 
+@pytest.mark.layers("kill")
 def test_a_quarantined_worker_stands_still_until_released(farm: Callable[..., Farm]) -> None:
     """Frozen, a worker neither works nor replicates; thawed, it does both."""
     one = farm()
@@ -475,6 +477,7 @@ def test_a_quarantined_worker_stands_still_until_released(farm: Callable[..., Fa
     assert root.perform_task(lambda worker: "thawed") == "thawed"
 
 
+@pytest.mark.layers("memory")
 def test_a_container_tells_what_the_kernel_holds(farm: Callable[..., Farm]) -> None:
     """A record's process is there, with the record's own user and control group; an ended one says why."""
     one = farm()
@@ -548,6 +551,7 @@ def test_no_worker_that_is_alive_is_reaped(farm: Callable[..., Farm]) -> None:
     assert root.state.alive
 
 
+@pytest.mark.layers("uid-range", "memory", "cpu", "pids", "kill")
 def test_a_registry_entry_is_what_the_controller_knows(farm: Callable[..., Farm]) -> None:
     """An entry has the manifest as issued, and times that make sense."""
     one = farm(expiration_seconds=60)

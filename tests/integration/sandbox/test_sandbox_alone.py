@@ -102,18 +102,18 @@ def test_bad_arguments_are_refused(arguments: tuple[str, ...]) -> None:
 def test_the_doctor_reads_this_machine(missing_layers: frozenset[str]) -> None:
     """--doctor tells of each layer, what mends a missing one, and the grade; its status says if all hold."""
     done = command("--doctor")
-    *lines, grade = done.stdout.splitlines()
-    layers = {line.split()[0]: line.split()[1] for line in lines if not line.startswith(" ")}
+    lines = done.stdout.splitlines()
+    words = [line.split() for line in lines]
+    layers = {word[0]: word[1] for word in words if word[1] in ("enforced", "MISSING")}
     assert list(layers) == [
         *("kernel", "namespaces", "uid-range", "memory", "cpu", "pids", "kill", "seccomp"),
         *("tripwire", "landlock"),
         "launch",
     ]
-    assert set(layers.values()) <= {"enforced", "MISSING"}
     assert {name for name, found in layers.items() if found == "MISSING"} == missing_layers
     assert done.returncode == (1 if missing_layers else 0)
     assert len([line for line in lines if line.lstrip().startswith("→")]) == len(missing_layers)
-    assert grade.startswith("isolation grade: ")
+    assert [line for line in lines if line.startswith("isolation grade: ")]
 
 
 def test_explain_numbers_the_steps() -> None:
@@ -139,6 +139,7 @@ def test_a_callers_descriptors_stay_outside(tmp_path: Path) -> None:
     assert done.stdout.split() == ["0", "1", "2", "3"]  # 3 is the directory that ls reads
 
 
+@pytest.mark.layers("uid-range")
 def test_runs_do_not_see_one_another() -> None:
     """Runs of one session get fresh sandboxes: no file and no uid of the one before."""
     first, second = library(

@@ -49,6 +49,7 @@ def pid(request: pytest.FixtureRequest, live: Any) -> int:
     return int(task)
 
 
+@pytest.mark.layers("uid-range")
 def test_the_host_uid_is_the_workers_own(live: Any, pid: int) -> None:
     """All four uids and gids on the host are the leased one, never 0 and never ours."""
     facts = status(live, pid)
