@@ -15,6 +15,7 @@ from hayflick_controller.contracts import Contracts
 from hayflick_controller.deaths import Deaths
 from hayflick_controller.decisions import Decisions
 from hayflick_controller.killswitch import KillSwitch
+from hayflick_controller.network_narrowing import Narrowing
 from hayflick_controller.nodes import Nodes
 from hayflick_controller.outbox import Outbox
 from hayflick_controller.pursuit import Pursuit
@@ -90,6 +91,7 @@ class Controller:
         self.deaths = Deaths(self._decisions, self._pursuit, self._roster, self.clock)
         self.kill_switch = KillSwitch(self._decisions, self._pursuit, self._roster, self.clock)
         self.quarantine = Quarantine(self._decisions, self._pursuit, self._roster, self.clock)
+        self.narrowing = Narrowing(self._decisions, self._pursuit, self.clock)
         await self.nodes.open()
         await self._outbox.start()
         self._pursuing = asyncio.create_task(self._pursuit.run(), name="pursuit")
@@ -105,6 +107,7 @@ class Controller:
         """A node was admitted: end and freeze there what must be."""
         self._pursuit.kick()
         self._spawn(self.quarantine.freeze_again(link))
+        self._spawn(self.narrowing.narrow_again(link))
 
     def tripped(self, link: Link, report: Report) -> None:
         """A node froze some of its workers by itself: make a quarantine of it."""

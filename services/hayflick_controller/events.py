@@ -12,7 +12,17 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from hayflick_controller.clock import seconds
-from hayflick_controller.model import Contract, Event, Exit, Latch, Manifest, Node, Scope, Worker
+from hayflick_controller.model import (
+    Contract,
+    Event,
+    Exit,
+    Latch,
+    Manifest,
+    NetworkPolicy,
+    Node,
+    Scope,
+    Worker,
+)
 from hayflick_controller.terms import Terms
 from hayflick_rpc.attestation import key_id
 from hayflick_rpc.errors import reason_name
@@ -181,6 +191,28 @@ def latch_changed(
             **by,
         },
     )
+
+
+def network_narrowed(
+    worker: Worker, network: NetworkPolicy, reason: str, now_us: int, *, descendants: int
+) -> Event:
+    """Network licences were taken from a worker, and from as many of its descendants."""
+    held = worker.resources.network
+    details: dict[str, Detail] = {
+        "decision": "network_narrowed",
+        "reason": reason,
+        "allow_controller": network.allow_controller,
+        "allow_external": network.allow_external,
+        "allowed_hosts": list(network.allowed_hosts),
+        "egress_limit_bytes": network.egress_limit_bytes,
+        "taken": [
+            name
+            for name in ("allow_controller", "allow_external", "allowed_hosts", "egress_limit_bytes")
+            if getattr(network, name) != getattr(held, name)
+        ],
+        "descendant_count": descendants,
+    }
+    return _about(worker, "audit", now_us, details)
 
 
 def killed(

@@ -19,6 +19,7 @@ from replication import (
     Controller,
     EndReason,
     ManifestSigner,
+    NetworkPolicy,
     NotAllowed,
     NotFound,
     ReplicationContext,
@@ -598,3 +599,21 @@ def test_an_interrupt_ends_the_task_and_not_the_program(tmp_path: Path) -> None:
         assert program.communicate(timeout=60)[0] == "interrupted alive\n"
     assert program.returncode == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_policy_is_narrowed_and_never_widened(farm: Callable[..., Farm]) -> None:
+    """Licences are taken from a living worker by one call; asking for more is refused by class and reason."""
+    one = farm()
+    policy = NetworkPolicy(allow_controller=True, allowed_hosts=["a.example", "b.example"], egress_limit_mb=1)
+    worker = one.root(ResourceSpec(cpu_limit=1.0, memory_limit_mb=128, network_policy=policy))
+    assert worker.perform_task(lambda it: __import__("os").environ["https_proxy"]) == "http://127.0.0.1:3128"
+    left = NetworkPolicy(allow_controller=False, allowed_hosts=["a.example"], egress_limit_mb=1)
+    one.controller.narrow_network(worker.worker_id, left, "only this one")
+    child = worker.replicate("it gets what is left to its parent", {})
+    assert child.manifest.resources.network_policy == left
+    with pytest.raises(NotAllowed) as caught:
+        one.controller.narrow_network(worker.worker_id, policy)
+    assert caught.value.reason == "NOT_NARROWER"
+    one.controller.narrow_network(worker.worker_id, NetworkPolicy(allow_controller=False))
+    with pytest.raises(NotAllowed):
+        one.controller.narrow_network(worker.worker_id, left)
