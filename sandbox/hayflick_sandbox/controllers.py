@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hayflick_sandbox.cgroups import CONTROLLERS, Hierarchy, Tree
@@ -16,6 +16,7 @@ _WRITABLE = {
     "kubernetes": "containerd's cgroup_writable, CRI-O's io.kubernetes.cri-o.cgroup2-mount-hierarchy-rw, "
     "or a privileged container",
 }
+_MOUNT = "mkdir -p {0} && mount -t cgroup{1} none {0}, or boot with systemd.unified_cgroup_hierarchy=1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ def io_layer(tree: Tree) -> Layer:
 def missing(name: str, used: list[Hierarchy], facts: Facts) -> tuple[str, str]:
     """Return why *name*, a controller or "kill", is not to be had, and what mends it here."""
     mounted = mounts(facts.text("/proc/self/mountinfo"))
-    if (words := _not_there(name, mounted, facts)) is not None:
+    words = _by_kernel(name, mounted, facts) or _not_there(name, mounted, facts)
+    if words is not None:
         return words
     legacy = next((one for one in mounted if one.version == 1 and name in one.controllers), None)
     holder = legacy or next(one for one in mounted if one.version == 2)
@@ -103,13 +105,25 @@ def missing(name: str, used: list[Hierarchy], facts: Facts) -> tuple[str, str]:
     return _not_delegated(holder, facts)
 
 
-def _not_there(name: str, mounted: list[Mounted], facts: Facts) -> tuple[str, str] | None:
-    """Explain a machine where no mounted hierarchy has *name*; ``None`` when one has."""
-    unified = any(one.version == 2 for one in mounted)
-    if name != "kill" and _switched_off(facts.text("/proc/cgroups")).get(name, False):
+def _by_kernel(name: str, mounted: list[Mounted], facts: Facts) -> tuple[str, str] | None:
+    """Explain a controller that no version 2 hierarchy can have, by ``/proc/cgroups``."""
+    rows = [line.split() for line in facts.text("/proc/cgroups").splitlines()]
+    # name, version 1 hierarchy or 0, number of cgroups, enabled; cgroups(7)
+    row = next((row for row in rows if len(row) == 4 and row[0] == name), None)
+    if row is None or name == "kill" or any(name in one.controllers for one in mounted):
+        return None
+    if row[3] == "0":
         remedy = f"boot with cgroup_enable={name}, and without cgroup_disable={name}"
         return f"the kernel has the {name} controller switched off", remedy
-    if unified or any(name in one.controllers for one in mounted):
+    if row[1] != "0" and mounted:
+        remedy = _MOUNT.format(f"/sys/fs/cgroup/{name}", f" -o {name}")
+        return f"cgroup version 1 holds the {name} controller, and is not mounted here", remedy
+    return None
+
+
+def _not_there(name: str, mounted: list[Mounted], facts: Facts) -> tuple[str, str] | None:
+    """Explain a machine where no mounted hierarchy has *name*; ``None`` when one has."""
+    if any(one.version == 2 or name in one.controllers for one in mounted):
         return None
     if facts.wsl == 2:
         remedy = "systemd=true below [boot] in /etc/wsl.conf, then wsl --shutdown"
@@ -117,16 +131,10 @@ def _not_there(name: str, mounted: list[Mounted], facts: Facts) -> tuple[str, st
     if not mounted:
         remedy = _WRITABLE.get(facts.container, "mount -t cgroup2 none /sys/fs/cgroup")
         return "no cgroup hierarchy is mounted", remedy
-    boot = "boot with systemd.unified_cgroup_hierarchy=1"
     if name == "kill":
-        point = "/sys/fs/cgroup/unified"
-        return "only cgroup version 1 is mounted", (
-            f"mkdir -p {point} && mount -t cgroup2 none {point}, or {boot}"
-        )
-    point = f"/sys/fs/cgroup/{name}"
-    return f"no mounted hierarchy has the {name} controller", (
-        f"mkdir -p {point} && mount -t cgroup -o {name} none {point}, or {boot}"
-    )
+        return "only cgroup version 1 is mounted", _MOUNT.format("/sys/fs/cgroup/unified", "2")
+    remedy = _MOUNT.format(f"/sys/fs/cgroup/{name}", f" -o {name}")
+    return f"no mounted hierarchy has the {name} controller", remedy
 
 
 def _not_handed_down(name: str, mine: Hierarchy, facts: Facts) -> tuple[str, str]:
@@ -163,9 +171,3 @@ def _not_delegated(holder: Mounted, facts: Facts) -> tuple[str, str]:
         if not facts.root
         else f"let root write to {holder.point}: it lacks CAP_DAC_OVERRIDE, or a security policy forbids it"
     )
-
-
-def _switched_off(text: str) -> Mapping[str, bool]:
-    """Return for each controller of a ``/proc/cgroups`` text whether it is off."""
-    rows = (line.split() for line in text.splitlines() if not line.startswith("#"))
-    return {row[0]: row[3] == "0" for row in rows if len(row) == 4}

@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Iterable
 
-from hayflick_sandbox import refusals
+from hayflick_sandbox import grades, outside, refusals, selfprobe
 from hayflick_sandbox.cgroups import Tree
 from hayflick_sandbox.environment import Facts
 from hayflick_sandbox.identities import IdentitiesExhausted, UidRange, claim_range
@@ -16,11 +16,6 @@ from hayflick_sandbox.probe import INDISPENSABLE, probe
 from hayflick_sandbox.session import SandboxFailed, Session
 from hayflick_sandbox.zygote_client import Zygote, ZygoteDied
 
-# What each grade wants beside a sandbox at all; the next wants this too.
-_GRADES = (
-    ("B", frozenset({"memory", "cpu", "pids", "kill"})),
-    ("A", frozenset({"uid-range", "landlock", "tripwire"})),
-)
 # Which step of the trial of namespaces has the same reasons to fail.
 _LIKE = {
     "fork": "unshare",
@@ -106,17 +101,17 @@ def judge_launch(error: SandboxFailed | OSError, facts: Facts) -> Layer:
 
 
 def grade(layers: Iterable[Layer]) -> tuple[str, list[str]]:
-    """Return the isolation grade that *layers* allow, "" for none, and what the next one lacks.
+    """Return the best isolation grade that *layers* allow, "" for none, and what the next one lacks.
 
-    IsolationGrade in resources.proto says what each means; a worker's own is measured
-    inside it.
+    A worker's own grade is measured, inside it and outside.
     """
-    enforced = {layer.name for layer in layers if layer.enforced}
-    if lacking := sorted(INDISPENSABLE - enforced):
-        return "", lacking
-    best = "C"
-    for name, wanted in _GRADES:
-        if lacking := sorted(wanted - enforced):
-            return best, lacking
-        best = name
-    return best, []
+    missing = {layer.name for layer in layers if not layer.enforced}
+    reached = grades.best(missing)
+    if reached == grades.GRADES[-1]:
+        return reached, []
+    following = grades.GRADES[grades.GRADES.index(reached) + 1] if reached else grades.GRADES[0]
+    checks: tuple[grades.Criterion, ...] = (*selfprobe.CHECKS, *outside.CHECKS)
+    wanted = {check.layer for check in checks if check.grade == following}
+    if not reached:
+        wanted |= INDISPENSABLE
+    return reached, sorted(wanted & missing)

@@ -98,7 +98,8 @@ def judge(asked: Sequence[Criterion], findings: Iterable[Finding]) -> Verdict:
 def best(missing_layers: Iterable[str]) -> str:
     """Return the best grade that a machine without these layers can give; empty for none."""
     missing = frozenset(missing_layers)
-    if missing & {"kernel"}:
+    # No check is about these two: where one is missing, nothing is there to be checked.
+    if missing & {"kernel", "launch"}:
         return ""
     asked: tuple[Criterion, ...] = (*selfprobe.CHECKS, *outside.CHECKS)
     return judge(asked, (Finding(check.name, check.layer not in missing, "") for check in asked)).grade

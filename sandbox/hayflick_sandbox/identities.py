@@ -142,8 +142,13 @@ class UidRange:
         self._leased.remove(uid)
         self._returned.append(uid)
 
+    @property
+    def locks(self) -> tuple[int, ...]:
+        """The descriptors that hold the block: it is nobody else's while any copy of one is open."""
+        return tuple(self._locks)
+
     def close(self) -> None:
-        """Give the block back to the machine."""
+        """Give the block back to the machine, once no other process holds it either."""
         while self._locks:
             os.close(self._locks.pop())
 

@@ -97,8 +97,9 @@ class Zygote:
 
         Args:
             tree: The node's cgroups, which the zygote removes when it ends.
-            uids: What workers' uids are leased from. An ordinary user's subordinate
-                ids are mapped into the zygote's user namespace; all else needs nothing.
+            uids: What workers' uids are leased from. The zygote holds their lock too, as
+                workers may live for a moment after whoever asked for them died; and an
+                ordinary user's subordinate ids are mapped into its user namespace.
             degraded: Layers that this machine lacks and the operator let go.
             preload: Modules to import before any fork; they cost every worker nothing.
             readable: Further host paths that every worker may read.
@@ -114,6 +115,7 @@ class Zygote:
                 stdout=subprocess.DEVNULL,
                 env={"LANG": "C.UTF-8", "PATH": "/usr/local/bin:/usr/bin:/bin"},
                 cwd="/",
+                pass_fds=() if uids is None else uids.locks,
                 # A terminal's Ctrl-C must reach the orchestrator, which then ends us in order.
                 start_new_session=True,
             )
@@ -161,7 +163,10 @@ class Zygote:
     def _hear_start(self) -> dict[str, Any]:
         if not readable(self.socket, START_SECONDS):
             raise ZygoteDied(f"the zygote did not start within {START_SECONDS:.0f} s")
-        packet = self.socket.recv(MAX_PACKET_BYTES)
+        try:
+            packet = self.socket.recv(MAX_PACKET_BYTES)
+        except ConnectionError:
+            packet = b""  # it ended before it read what it was told
         if not packet:
             return {"message": "it ended while starting; see its standard error"}
         event: dict[str, Any] = json.loads(packet)

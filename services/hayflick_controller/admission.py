@@ -222,7 +222,7 @@ def exceeds_parent(facts: Facts) -> Denial | None:
     """No child with more than its parent has."""
     if facts.parent is None or facts.resources is None:
         return None
-    found = narrowing.excess(facts.resources, facts.parent.manifest.resources)
+    found = narrowing.excess(facts.resources, facts.parent.resources)
     if found is None:
         return None
     return Denial(

@@ -16,6 +16,7 @@ from hayflick_controller.deaths import Deaths
 from hayflick_controller.decisions import Decisions
 from hayflick_controller.keys import Keys
 from hayflick_controller.killswitch import KillSwitch
+from hayflick_controller.network_narrowing import Narrowing
 from hayflick_controller.nodes import Nodes
 from hayflick_controller.outbox import Outbox
 from hayflick_controller.pursuit import Pursuit
@@ -101,6 +102,7 @@ class Controller:
         issuer = Issuer(signer, self._store.identity.controller_id)
         self.kill_switch = KillSwitch(self._decisions, self._pursuit, self._roster, self.clock, issuer)
         self.quarantine = Quarantine(self._decisions, self._pursuit, self._roster, self.clock)
+        self.narrowing = Narrowing(self._decisions, self._pursuit, self.clock)
         await self.nodes.open()
         started = events.controller_started(
             self._store.identity, signer.key_id, signer.public_key, self.clock()
@@ -122,6 +124,7 @@ class Controller:
         """A node was admitted: end and freeze there what must be."""
         self._pursuit.kick()
         self._spawn(self.quarantine.freeze_again(link))
+        self._spawn(self.narrowing.narrow_again(link))
 
     def tripped(self, link: Link, report: Report) -> None:
         """A node froze some of its workers by itself: make a quarantine of it."""

@@ -12,7 +12,18 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from hayflick_controller.clock import seconds
-from hayflick_controller.model import Contract, Event, Exit, Key, Latch, Manifest, Node, Scope, Worker
+from hayflick_controller.model import (
+    Contract,
+    Event,
+    Exit,
+    Key,
+    Latch,
+    Manifest,
+    NetworkPolicy,
+    Node,
+    Scope,
+    Worker,
+)
 from hayflick_controller.terms import Terms
 from hayflick_rpc.attestation import key_id
 from hayflick_rpc.errors import reason_name
@@ -220,6 +231,28 @@ def controller_started(identity: Identity, key_id: str, public_key: bytes, now_u
 def clock_stepped(step_seconds: float, now_us: int) -> Event:
     """Somebody set the wall clock; decisions, and the times of our events, go on by the old one."""
     return Event("clock_stepped", now_us, details={"step_seconds": round(step_seconds, 3)})
+
+
+def network_narrowed(
+    worker: Worker, network: NetworkPolicy, reason: str, now_us: int, *, descendants: int
+) -> Event:
+    """Network licences were taken from a worker, and from as many of its descendants."""
+    held = worker.resources.network
+    details: dict[str, Detail] = {
+        "decision": "network_narrowed",
+        "reason": reason,
+        "allow_controller": network.allow_controller,
+        "allow_external": network.allow_external,
+        "allowed_hosts": list(network.allowed_hosts),
+        "egress_limit_bytes": network.egress_limit_bytes,
+        "taken": [
+            name
+            for name in ("allow_controller", "allow_external", "allowed_hosts", "egress_limit_bytes")
+            if getattr(network, name) != getattr(held, name)
+        ],
+        "descendant_count": descendants,
+    }
+    return _about(worker, "audit", now_us, details)
 
 
 def killed(

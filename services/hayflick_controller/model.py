@@ -8,7 +8,7 @@ in SQL integers and on the wire until the year 2255.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hayflick_controller.terms import NO_TERMS, Terms
 
@@ -271,6 +271,15 @@ class Worker:
     stop_detail: str = ""
     exit: Exit | None = None
     attestation: bytes = field(default=b"", repr=False)
+    network: NetworkPolicy | None = None
+    """What is left of its network policy, once some of it was taken from it."""
+
+    @property
+    def resources(self) -> Resources:
+        """What it may use now; its manifest says what it was born with."""
+        if self.network is None:
+            return self.manifest.resources
+        return replace(self.manifest.resources, network=self.network)
 
     @property
     def live(self) -> bool:

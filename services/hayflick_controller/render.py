@@ -16,6 +16,7 @@ from hayflick_controller.model import (
     Key,
     Latch,
     Manifest,
+    NetworkPolicy,
     Policy,
     Predicate,
     Resources,
@@ -57,6 +58,17 @@ def stamp(instant_us: int) -> Timestamp:
     return Timestamp(seconds=whole, nanos=rest * 1_000)
 
 
+def network(value: NetworkPolicy) -> resources_pb2.NetworkPolicy:
+    """Return *value* for the wire."""
+    return resources_pb2.NetworkPolicy(
+        allow_controller=value.allow_controller,
+        allow_external=value.allow_external,
+        allow_loopback=value.allow_loopback,
+        allowed_hosts=value.allowed_hosts,
+        egress_limit_bytes=value.egress_limit_bytes,
+    )
+
+
 def resources(value: Resources) -> resources_pb2.Resources:
     """Return *value* for the wire."""
     wire = resources_pb2.Resources(
@@ -67,13 +79,7 @@ def resources(value: Resources) -> resources_pb2.Resources:
         file_size_limit_bytes=value.file_size_limit_bytes,
         workspace_limit_bytes=value.workspace_limit_bytes,
         tmp_limit_bytes=value.tmp_limit_bytes,
-        network=resources_pb2.NetworkPolicy(
-            allow_controller=value.network.allow_controller,
-            allow_external=value.network.allow_external,
-            allow_loopback=value.network.allow_loopback,
-            allowed_hosts=value.network.allowed_hosts,
-            egress_limit_bytes=value.network.egress_limit_bytes,
-        ),
+        network=network(value.network),
         output_limit_bytes=value.output_limit_bytes,
     )
     if value.cpu_time_limit_us is not None:
@@ -130,7 +136,7 @@ def worker(value: Worker, *, with_snapshot: bool = False) -> resources_pb2.Worke
         depth=value.depth,
         node_id=value.node_id,
         state=_STATES[value.state],
-        resources=resources(value.manifest.resources),
+        resources=resources(value.resources),
         create_time=stamp(value.create_us),
         last_heartbeat_time=stamp(value.last_heartbeat_us),
         usage=usage(value.usage),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hayflick.v1 import controller_pb2 as pb
 from hayflick.v1 import controller_pb2_grpc
-from hayflick_controller import nodes, parse, render
+from hayflick_controller import nodes, parse, parse_resources, render
 from hayflick_controller.deaths import Report
 from hayflick_controller.decisions import Request
 from hayflick_controller.registrations import Registration
@@ -190,6 +190,16 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         worker_id = wire.require_id("worker_id", request.worker_id)
         reason = parse.required("reason", request.reason)
         return await self._controller.quarantine.release(_identify(request), worker_id, reason)
+
+    async def NarrowNetwork(
+        self, request: pb.NarrowNetworkRequest, context: Context
+    ) -> pb.NarrowNetworkResponse:
+        worker_id = wire.require_id("worker_id", request.worker_id)
+        if not request.HasField("network"):
+            raise invalid_field("network", "is required; an empty one leaves nothing")
+        network = parse_resources.network("network", request.network)
+        reason = parse.required("reason", request.reason)
+        return await self._controller.narrowing.narrow(_identify(request), worker_id, network, reason)
 
     async def EngageKillSwitch(
         self, request: pb.EngageKillSwitchRequest, context: Context

@@ -37,7 +37,7 @@ def decide(tx: Tx, wish: Wish, now_us: int) -> Manifest | Denial:
     facts = read_facts(tx, contract, wish.parent_id, now_us, issuing=True)
     resources = wish.resources
     if facts.parent is not None:
-        own = facts.parent.manifest.resources
+        own = facts.parent.resources
         resources = own if resources is None else narrowing.inherited(resources, own)
     facts = replace(facts, resources=resources)
     decision = admission.decide_issue(facts, wish.depth)

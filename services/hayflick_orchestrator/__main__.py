@@ -182,7 +182,7 @@ def judge(
 
 
 def _raise_descriptor_limit() -> None:
-    # Two descriptors a worker, four a task: the usual soft limit of 1,024 is
+    # Three descriptors a worker, four a task: the usual soft limit of 1,024 is
     # for programs that use select(2).
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

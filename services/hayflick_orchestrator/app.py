@@ -202,10 +202,17 @@ class Orchestrator:
     def _open_doors(self, worker: Worker) -> None:
         """Answer what its sandbox opened; called when it is ready, before anybody hears of it."""
         self._tripwires.adopt(worker)
-        if (listener := worker.sandbox.descriptors.pop("worker_service", None)) is not None:
-            worker.doors["worker_service"] = self._worker_service.open(worker, listener)
-        if (listener := worker.sandbox.descriptors.pop("proxy", None)) is not None:
-            worker.doors["proxy"] = self._egress.open(worker, listener)
+        opened, network = worker.sandbox.descriptors, worker.record.resources.network
+        if (listener := opened.pop("worker_service", None)) is not None:
+            if network.allow_controller:
+                worker.doors["worker_service"] = self._worker_service.open(worker, listener)
+            else:
+                os.close(listener)  # the licence was taken while it was being born
+        if (listener := opened.pop("proxy", None)) is not None:
+            if network.allowed_hosts:
+                worker.doors["proxy"] = self._egress.open(worker, listener)
+            else:
+                os.close(listener)
 
     def _duty_ended(self, duty: asyncio.Task[None]) -> None:
         if not duty.cancelled() and (error := duty.exception()) is not None:

@@ -21,6 +21,7 @@ from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick.v1.resources_pb2 import EndReason
 from hayflick_orchestrator.lease import Lease
 from hayflick_orchestrator.lifecycle import Ask
+from hayflick_orchestrator.network_narrowing import narrow
 from hayflick_orchestrator.predicates import PredicateError, Predicates
 from hayflick_orchestrator.requests import PYTHON_VERSION
 from hayflick_rpc import wire
@@ -284,6 +285,10 @@ class ControllerLink:
             case "thaw":
                 self._tripwires.ordered(order.thaw.worker_id)
                 _fill(result, self._supervisor.thaw(order.thaw.worker_id))
+            case "narrow_network":
+                narrowed = order.narrow_network
+                await narrow(self._population, narrowed.worker_id, narrowed.network)
+                result.worker_ids.append(narrowed.worker_id)
             case "evaluate":
                 value = await self._predicates.evaluate(order.evaluate)
                 if value is not None:  # the controller knows what its absence means

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from hayflick.v1.resources_pb2 import NetworkPolicy
     from hayflick_orchestrator.records import Records
     from hayflick_orchestrator.workers import Worker
 
@@ -190,9 +191,9 @@ class EgressDoor:
         """Shut it for good, and cut whoever is in it. Idempotent."""
         self._egress.order(self._worker_id, "close")
 
-    async def narrow(self, allowed_hosts: Sequence[str], limit_bytes: int) -> None:
-        """Allow this and no more; return once it is in force."""
-        await self._egress.narrow(self._worker_id, allowed_hosts, limit_bytes)
+    async def narrow(self, network: NetworkPolicy) -> None:
+        """Allow the hosts and bytes of *network* and no more; return once it is in force."""
+        await self._egress.narrow(self._worker_id, network.allowed_hosts, network.egress_limit_bytes)
 
 
 def _terms(allowed_hosts: Sequence[str], limit_bytes: int) -> dict[str, Any]:

@@ -199,6 +199,8 @@ class Launcher:
             raise
         record.manifest.CopyFrom(birth.manifest)
         worker = Worker.of(record, terms, attestation, sandbox)
+        if birth.network is not None:
+            worker.record.resources.network.CopyFrom(birth.network)
         self._open_doors(worker)
         self._supervisor.adopt(worker)
         return worker

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from hayflick.v1.resources_pb2 import NetworkPolicy
+
 CHUNK_BYTES = 64 * 1024
 # Connections of one worker at once; further ones wait to be accepted.
 MAX_CONNECTIONS = 4
@@ -71,6 +73,12 @@ class Relay:
         self._accepting.cancel()
         for connection in self._connections:
             connection.cancel()
+
+    async def narrow(self, network: NetworkPolicy) -> None:
+        """Shut it, unless *network* still gives the worker its WorkerService."""
+        if not network.allow_controller:
+            self.close()
+            await self.wait_closed()
 
     async def wait_closed(self) -> None:
         """Wait until nothing of it is left; call :meth:`close` first."""

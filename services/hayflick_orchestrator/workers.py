@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from hayflick.v1.controller_pb2 import ContractTerms, WorkerBeat
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick.v1.orchestrator_pb2 import Sandbox as SandboxMessage
-from hayflick.v1.resources_pb2 import Attestation, EndReason, Exit, Manifest, State, Usage
+from hayflick.v1.resources_pb2 import Attestation, EndReason, Exit, Manifest, NetworkPolicy, State, Usage
 from hayflick.v1.resources_pb2 import Worker as WorkerMessage
 from hayflick_orchestrator.lifecycle import Ask, Life
 from hayflick_rpc import wire
@@ -39,6 +39,9 @@ class Door(Protocol):
     def release(self) -> None:
         """Let through again."""
 
+    async def narrow(self, network: NetworkPolicy) -> None:
+        """Allow what *network* does, and no more; return once that is in force."""
+
     def close(self) -> None:
         """Shut it for good, and cut whoever is in it. Idempotent."""
 
@@ -51,6 +54,7 @@ class Birth:
         settled: Resolves when the launch is over, either way.
         registered: Whether the controller committed it.
         cgroup_path: Where its processes will be; empty until that is known.
+        network: What is left of its network policy, when some was taken meanwhile.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -62,6 +66,7 @@ class Birth:
         self.frozen = False
         self.registered = False
         self.cgroup_path = ""
+        self.network: NetworkPolicy | None = None
         self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def check(self) -> None:

@@ -73,6 +73,24 @@ class Rule:
             return isinstance(host, str) and host.endswith(f".{self.host}")
         return host == self.host
 
+    def text(self) -> tuple[str, ...]:
+        """Return the rules that say the same, each as :func:`rule` reads it."""
+        name = f"[{self.host}]" if isinstance(self.host, ipaddress.IPv6Address) else str(self.host)
+        name = f"*.{name}" if self.below else name
+        if self.ports == DEFAULT_PORTS:
+            return (name,)
+        return tuple(f"{name}:{port}" for port in sorted(self.ports))
+
+    def common(self, other: Rule) -> Rule | None:
+        """Return the rule for what both allow; ``None`` when that is nothing."""
+        ports = self.ports & other.ports
+        if not ports:
+            return None
+        for one, two in ((self, other), (other, self)):
+            if Rule(one.host, one.below, ports).covers(Rule(two.host, two.below, ports)):
+                return Rule(two.host, two.below, ports)
+        return None
+
     def covers(self, other: Rule) -> bool:
         """Return whether it allows everything that *other* allows."""
         if not other.ports <= self.ports:
@@ -173,6 +191,13 @@ def covered(narrow: Iterable[Rule], by: Iterable[Rule]) -> bool:
     return all(any(one.covers(other) for one in wide) for other in narrow)
 
 
+def common(first: Iterable[Rule], second: Iterable[Rule]) -> tuple[str, ...]:
+    """Return rules, as texts, for what both lists allow."""
+    both = tuple(second)
+    found = (one.common(two) for one in first for two in both)
+    return tuple(dict.fromkeys(text for shared in found if shared is not None for text in shared.text()))
+
+
 def is_public(address: Address) -> bool:
     """Return whether *address* is an ordinary host of the internet, in every reading of it."""
     if isinstance(address, ipaddress.IPv4Address):
@@ -206,6 +231,7 @@ __all__ = [
     "Address",
     "HostError",
     "Rule",
+    "common",
     "covered",
     "host",
     "host_and_port",

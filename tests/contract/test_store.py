@@ -522,3 +522,29 @@ async def test_a_directory_open_to_others_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir(mode=0o755)
     with pytest.raises(OSError, match="0700"):
         sqlite_store(tmp_path / "data" / "controller.db")
+
+
+async def test_spawns_of_a_family_are_counted(store: Store) -> None:
+    """Births below a root count for its whole life, promised ones while they are good; failures do not."""
+    root, other = worker("a"), worker("x")
+    child = worker("b", root)
+    grandchild, failed = worker("c", child), worker("d", child)
+    await add(store, root, other, child, grandchild, failed, worker("y", other))
+    ended = replace(grandchild, exit=Exit(EndReason.COMPLETED, 400))
+    stillborn = replace(failed, exit=Exit(EndReason.LAUNCH_FAILED, 400))
+    counted = []
+
+    def run(tx: Any) -> None:
+        counted.append(tx.spawn_count("a"))
+        tx.end_workers([ended])
+        counted.append(tx.spawn_count("a"))
+        tx.end_workers([stillborn])
+        tx.remove_worker(worker("y", other))
+        counted.extend([tx.spawn_count("a"), tx.spawn_count("x"), tx.spawn_count("nobody")])
+        tx.add_manifest(manifest("promised", "b", issue_us=500))
+        tx.add_manifest(manifest("elsewhere", "x", issue_us=500))
+        counted.append(tx.promised_spawns("contract-1", "a", 1_499))
+        counted.append(tx.promised_spawns("contract-1", "a", 1_500))
+
+    await store.transact(run)
+    assert counted == [3, 3, 2, 0, 0, 1, 0]

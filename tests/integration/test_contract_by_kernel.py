@@ -18,6 +18,8 @@ from .conftest import MIB, Stack, groups, info_of, refused, request_id, running_
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.layers("kill")  # the kernel counts cgroups
+
 
 def unified(stack: Stack, path: str) -> Path:
     """Return a control group of a node in the version 2 hierarchy."""
@@ -58,6 +60,7 @@ def refusal(stack: Stack, contract_id: str, parent_id: str = "") -> tuple[str, d
     return None
 
 
+@pytest.mark.root  # who else may look into another user's process
 def test_a_turned_controller_cannot_exceed_the_population(turned: Stack) -> None:
     """Of many births at once that the controller allows, the kernel makes as many as the contract says."""
     contract = turned.contract(max_replicas=3)
@@ -76,6 +79,7 @@ def test_a_turned_controller_cannot_exceed_the_population(turned: Stack) -> None
     turned.kill(contract_id=contract)
 
 
+@pytest.mark.root  # who else may look into another user's process
 def test_a_turned_controller_cannot_exceed_the_depth(turned: Stack) -> None:
     """A generation deeper than the contract allows is born nowhere, though the controller allowed it."""
     contract = turned.contract(max_replicas=10, max_depth=1)

@@ -21,6 +21,8 @@ from .test_quarantine import quarantine, release
 if TYPE_CHECKING:
     from hayflick.v1.resources_pb2 import Worker
 
+pytestmark = pytest.mark.layers("kill")  # evidence is of a freeze
+
 Json = dict[str, Any]
 
 

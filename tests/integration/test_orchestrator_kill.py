@@ -59,6 +59,7 @@ def uids(stack: Stack, *workers: Worker) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", STUBBORN)
+@pytest.mark.layers("uid-range")
 def test_no_worker_outlives_the_switch(stack: Stack, kind: str) -> None:
     """When the kill switch answers, no process runs, whatever the worker does against it."""
     worker = stack.launch(pids_limit=40)
@@ -121,6 +122,7 @@ def test_a_storm_of_launches_under_the_switch(stack: Stack) -> None:
     assert {worker.state for worker in stack.controller.ListWorkers(request).workers} <= {State.STATE_ENDED}
 
 
+@pytest.mark.layers("kill")
 def test_quarantine(stack: Stack) -> None:
     """A quarantined family stands still, takes nothing, and goes on where it stood."""
     root = stack.launch()
@@ -148,6 +150,7 @@ def test_quarantine(stack: Stack) -> None:
     stack.stop(root)
 
 
+@pytest.mark.layers("kill")
 def test_a_frozen_worker_can_be_killed(stack: Stack) -> None:
     """The switch ends also those who stand still."""
     worker = stack.launch()
@@ -164,6 +167,7 @@ def test_a_frozen_worker_can_be_killed(stack: Stack) -> None:
 # Services that die
 
 
+@pytest.mark.layers("uid-range")
 def test_sigterm_leaves_nothing(own_stack: Stack) -> None:
     """An orchestrator that is told to stop ends its workers, says so, and leaves nothing."""
     stack = own_stack
@@ -177,6 +181,7 @@ def test_sigterm_leaves_nothing(own_stack: Stack) -> None:
     assert list(stream)[-1].result.end_reason == EndReason.END_REASON_KILLED
 
 
+@pytest.mark.layers("uid-range")
 def test_sigkill_leaves_no_worker(own_stack: Stack) -> None:
     """When the orchestrator is killed, its workers die with it, within a second."""
     stack = own_stack
@@ -193,6 +198,7 @@ def test_sigkill_leaves_no_worker(own_stack: Stack) -> None:
     stack.stop(stack.launch())
 
 
+@pytest.mark.layers("uid-range")
 def test_the_zygote_dies(own_stack: Stack) -> None:
     """Without its zygote a node ends everything and says that it failed."""
     stack = own_stack
@@ -208,6 +214,7 @@ def test_the_zygote_dies(own_stack: Stack) -> None:
     assert stack.end_reason(worker.worker_id) == "NODE_LOST"
 
 
+@pytest.mark.layers("uid-range")
 def test_a_controller_that_is_silent(own_stack: Stack) -> None:
     """When the controller is not heard for a whole lease, the node ends its workers by itself."""
     stack = own_stack
@@ -284,6 +291,7 @@ def _launches(stack: Stack) -> bool:
     return True
 
 
+@pytest.mark.layers("kill")
 def test_a_name_that_is_taken(stack: Stack) -> None:
     """A second orchestrator under a known name does not start, and the first goes on."""
     process = subprocess.run(
@@ -308,6 +316,7 @@ def test_a_name_that_is_taken(stack: Stack) -> None:
     stack.stop(stack.launch())
 
 
+@pytest.mark.layers("uid-range")
 def test_what_a_predecessor_left_is_cleared(own_stack: Stack) -> None:
     """When orchestrator and zygote are killed together, their successor clears what they left."""
     stack = own_stack

@@ -41,6 +41,7 @@ def test_a_worker_runs_and_is_on_record(stack: Stack) -> None:
     stack.stop(worker)
 
 
+@pytest.mark.root  #  who else may look into another user's process
 def test_the_host_proves_the_confinement(stack: Stack) -> None:
     """Seen from the host, a worker has namespaces and a uid of its own, no capability, and filters."""
     worker = stack.launch()
@@ -64,6 +65,7 @@ def test_the_host_proves_the_confinement(stack: Stack) -> None:
     stack.stop(worker)
 
 
+@pytest.mark.layers("memory", "cpu", "pids")
 def test_limits_are_in_the_kernel(stack: Stack) -> None:
     """The limits of the manifest are what the worker's control groups say."""
     worker = stack.launch(cpu_millis=250, memory_limit_bytes=48 * MIB, pids_limit=9)
@@ -78,6 +80,7 @@ def test_limits_are_in_the_kernel(stack: Stack) -> None:
     stack.stop(worker)
 
 
+@pytest.mark.layers("uid-range")
 def test_every_worker_has_its_own_uid(stack: Stack) -> None:
     """No two live workers share a host user."""
     contract = stack.contract()

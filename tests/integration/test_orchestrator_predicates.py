@@ -87,6 +87,7 @@ def test_consent(stack: Stack) -> None:
     stack.stop(worker)
 
 
+@pytest.mark.layers("pids")
 def test_a_kill_ends_predicates_too(stack: Stack) -> None:
     """When the kill switch answers, no predicate of the contract still runs."""
 

@@ -18,6 +18,8 @@ from .conftest import Stack, call, command, duration, refused, request_id, runni
 if TYPE_CHECKING:
     from hayflick.v1.orchestrator_pb2 import RunTaskResponse, TaskResult
 
+pytestmark = pytest.mark.layers("kill")  # quarantine is a freeze
+
 
 def quarantine(stack: Stack, worker: Worker) -> list[str]:
     """Freeze a worker; return who stands still."""

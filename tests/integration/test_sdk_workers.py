@@ -19,6 +19,7 @@ from replication import (
     Controller,
     EndReason,
     ManifestSigner,
+    NetworkPolicy,
     NotAllowed,
     NotFound,
     ReplicationContext,
@@ -206,6 +207,7 @@ def test_a_task_that_runs_too_long_is_killed(farm: Callable[..., Farm]) -> None:
         farm().root().perform_task(task, timeout_seconds=0.3)
 
 
+@pytest.mark.layers("memory")
 def test_a_worker_that_takes_too_much_memory_ends_as_such(farm: Callable[..., Farm]) -> None:
     """Want of memory is not taken for any other SIGKILL."""
 
@@ -451,6 +453,7 @@ def test_a_predicate_that_gives_no_answer_denies(farm: Callable[..., Farm], pred
     assert denied.value.details["cause"] != "triggered"
 
 
+@pytest.mark.layers("kill")
 def test_a_quarantined_worker_stands_still_until_released(farm: Callable[..., Farm]) -> None:
     """Frozen, a worker neither works nor replicates; thawed, it does both."""
     one = farm()
@@ -475,6 +478,7 @@ def test_a_quarantined_worker_stands_still_until_released(farm: Callable[..., Fa
     assert root.perform_task(lambda worker: "thawed") == "thawed"
 
 
+@pytest.mark.layers("memory")
 def test_a_container_tells_what_the_kernel_holds(farm: Callable[..., Farm]) -> None:
     """A record's process is there, with the record's own user and control group; an ended one says why."""
     one = farm()
@@ -548,6 +552,7 @@ def test_no_worker_that_is_alive_is_reaped(farm: Callable[..., Farm]) -> None:
     assert root.state.alive
 
 
+@pytest.mark.layers("uid-range", "memory", "cpu", "pids", "kill")
 def test_a_registry_entry_is_what_the_controller_knows(farm: Callable[..., Farm]) -> None:
     """An entry has the manifest as issued, and times that make sense."""
     one = farm(expiration_seconds=60)
@@ -594,3 +599,21 @@ def test_an_interrupt_ends_the_task_and_not_the_program(tmp_path: Path) -> None:
         assert program.communicate(timeout=60)[0] == "interrupted alive\n"
     assert program.returncode == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_policy_is_narrowed_and_never_widened(farm: Callable[..., Farm]) -> None:
+    """Licences are taken from a living worker by one call; asking for more is refused by class and reason."""
+    one = farm()
+    policy = NetworkPolicy(allow_controller=True, allowed_hosts=["a.example", "b.example"], egress_limit_mb=1)
+    worker = one.root(ResourceSpec(cpu_limit=1.0, memory_limit_mb=128, network_policy=policy))
+    assert worker.perform_task(lambda it: __import__("os").environ["https_proxy"]) == "http://127.0.0.1:3128"
+    left = NetworkPolicy(allow_controller=False, allowed_hosts=["a.example"], egress_limit_mb=1)
+    one.controller.narrow_network(worker.worker_id, left, "only this one")
+    child = worker.replicate("it gets what is left to its parent", {})
+    assert child.manifest.resources.network_policy == left
+    with pytest.raises(NotAllowed) as caught:
+        one.controller.narrow_network(worker.worker_id, policy)
+    assert caught.value.reason == "NOT_NARROWER"
+    one.controller.narrow_network(worker.worker_id, NetworkPolicy(allow_controller=False))
+    with pytest.raises(NotAllowed):
+        one.controller.narrow_network(worker.worker_id, left)

@@ -20,12 +20,11 @@ from .conftest import MIB, Stack, call, duration, refused, request_id, running_s
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MOUNTS, KEYS, SOCKETS = (
-    DenialClass.DENIAL_CLASS_MOUNTS,
-    DenialClass.DENIAL_CLASS_KEYS,
-    DenialClass.DENIAL_CLASS_SOCKETS,
+pytestmark = pytest.mark.layers("tripwire")
+
+THREE_IN_TEN_SECONDS = Tripwire(
+    name="three", classes=[DenialClass.DENIAL_CLASS_MOUNTS], count=3, window=duration(10)
 )
-THREE_IN_TEN_SECONDS = Tripwire(name="three", classes=[MOUNTS], count=3, window=duration(10))
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +155,7 @@ def mounts(count: int, *, then: str = "") -> str:
     return f'python3 -c "{code}"; {then}'
 
 
+@pytest.mark.layers("kill")
 def test_a_tripwire_quarantines(tripped: Stack) -> None:
     """The third mount in ten seconds freezes the worker, births below are refused, and release thaws it."""
     contract = tripped.contract(tripwires=[THREE_IN_TEN_SECONDS])
@@ -206,6 +206,7 @@ def test_a_tripwire_quarantines(tripped: Stack) -> None:
     tripped.kill(contract_id=contract)
 
 
+@pytest.mark.layers("kill")
 def test_a_tripwire_of_the_family_freezes_from_the_root(tripped: Stack) -> None:
     """With the family's scope, what a grandchild does freezes everybody from the root on."""
     wire = Tripwire(name="any", count=1, window=duration(1), scope=TripwireScope.TRIPWIRE_SCOPE_FAMILY)
@@ -224,6 +225,7 @@ def test_a_tripwire_of_the_family_freezes_from_the_root(tripped: Stack) -> None:
     tripped.kill(contract_id=contract)
 
 
+@pytest.mark.layers("kill")
 def test_a_tripwire_holds_without_a_controller() -> None:
     """A node freezes while its controller is away, and the controller learns of it when it is back."""
     with running_stack(controller={"lease-seconds": "60"}) as stack:

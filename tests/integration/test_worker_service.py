@@ -245,6 +245,7 @@ def descriptors(stack: Stack) -> int:
     return total
 
 
+@pytest.mark.layers("kill")
 def test_quarantine_holds_the_line(stack: Stack) -> None:
     """Nothing passes while a worker is quarantined; released, the same connection goes on."""
     root = stack.launch(network=ALLOWED, **ROOMY)

@@ -184,6 +184,7 @@ def test_a_worker_without_a_process_left(stack: Stack) -> None:
     stack.stop(worker)
 
 
+@pytest.mark.layers("memory")
 def test_out_of_memory(stack: Stack) -> None:
     """A file larger than the worker's memory ends the worker, and the caller learns that."""
     worker = stack.launch(memory_limit_bytes=24 * MIB, workspace_limit_bytes=512 * MIB)
@@ -192,6 +193,7 @@ def test_out_of_memory(stack: Stack) -> None:
     assert stack.end_reason(worker.worker_id) == "OOM_KILLED"
 
 
+@pytest.mark.layers("pids")
 def test_a_sender_that_breaks_off(stack: Stack, worker: Worker) -> None:
     """Whoever hangs up, or stops without a summary, or miscounts, leaves the old file as it was."""
     put(stack, worker, "x", b"old")
@@ -230,6 +232,7 @@ def _tasks(stack: Stack, worker: Worker) -> int:
     return int(file.read_text())
 
 
+@pytest.mark.layers("pids")
 def test_a_reader_that_hangs_up(stack: Stack, worker: Worker) -> None:
     """Whoever hangs up in the middle of a file frees its place, and the process in the worker goes."""
     stack.run(worker, shell("head -c 30000000 /dev/zero > big"))
@@ -296,6 +299,7 @@ def test_a_worker_that_kills_the_transfer(stack: Stack, worker: Worker) -> None:
     assert get(stack, worker, "x") == b"old"
 
 
+@pytest.mark.layers("kill")
 def test_the_frozen_and_the_dead(stack: Stack) -> None:
     """A quarantined worker neither takes nor gives a file, nor does an ended one; what goes on breaks off."""
     worker = stack.launch()

@@ -14,6 +14,7 @@ from hayflick.v1 import orchestrator_pb2 as opb
 from .conftest import MIB, Stack, call, command, request_id, running_stack, shell
 
 
+@pytest.mark.layers("memory")
 def test_a_memory_hog(stack: Stack) -> None:
     """A worker that takes twice its memory is ended by the kernel, and named so; its neighbour is not."""
     neighbour = stack.launch()
@@ -29,6 +30,7 @@ def test_a_memory_hog(stack: Stack) -> None:
     stack.stop(neighbour)
 
 
+@pytest.mark.layers("memory")
 def test_a_child_that_is_killed_for_memory(stack: Stack) -> None:
     """A worker ends as out of memory also when the kernel chose a child of its task."""
     worker = stack.launch(memory_limit_bytes=32 * MIB)
@@ -54,6 +56,7 @@ def test_suicide_is_not_want_of_memory(stack: Stack) -> None:
     assert stack.end_reason(worker.worker_id) == "TASK_ERROR"
 
 
+@pytest.mark.layers("cpu")
 def test_cpu_share(stack: Stack) -> None:
     """A worker that spins gets its share of a CPU, within 15 %."""
     worker = stack.launch(cpu_millis=300)
@@ -158,6 +161,7 @@ BREACHES = {
 
 
 @pytest.mark.parametrize("breach", BREACHES)
+@pytest.mark.layers("memory")
 def test_each_breach_ends_under_its_own_name(stack: Stack, breach: str) -> None:
     """Whatever a task runs into, its outcome and its worker's end say what it was."""
     script, timeout, resources, outcome, reason = BREACHES[breach]
@@ -207,6 +211,7 @@ def _rss_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
 
 
+@pytest.mark.root  #  it takes the control groups from under a node
 def test_memory_where_no_control_group_limits_it() -> None:
     """On a node without a memory control group, a callable's MemoryError is MEMORY_EXCEEDED."""
     # In a mount namespace of its own that controller is nowhere to be seen.

@@ -134,6 +134,7 @@ def test_deadline(stack: Stack) -> None:
     stack.stop(worker)
 
 
+@pytest.mark.layers("pids")
 def test_hanging_up_ends_the_task(stack: Stack) -> None:
     """When the caller hangs up, its task dies with all it started, and the worker lives on."""
     worker = stack.launch()

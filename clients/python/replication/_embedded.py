@@ -231,11 +231,15 @@ def overridden(runtime: Runtime) -> Iterator[None]:
             _overriding.remove(runtime)
 
 
+def allowed_by_environment() -> tuple[str, ...]:
+    """Return the layers that the environment lets go, by name."""
+    return tuple(filter(None, os.environ.get(ALLOW_DEGRADED, "").split(",")))
+
+
 def _shared_runtime() -> Runtime:
     global _shared  # noqa: PLW0603 -- one for the process is the point
     if _shared is None:
-        allowed = tuple(filter(None, os.environ.get(ALLOW_DEGRADED, "").split(",")))
-        _shared = Runtime(allowed)
+        _shared = Runtime(allowed_by_environment())
         atexit.register(_shared.close)
     return _shared
 

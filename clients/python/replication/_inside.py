@@ -126,16 +126,15 @@ class InsideWorker(Worker):
         if failures:
             raise failures[0]
 
-    def _replicate(self, reason: str, snapshot: Mapping[str, Any], resources: ResourceSpec) -> Worker:
-        response = self._call(
-            "Replicate",
-            {
-                "requestId": secrets.token_hex(16),
-                "reason": reason,
-                "stateSnapshotJson": _checks.json_object("state_snapshot", snapshot, MAX_SNAPSHOT_BYTES),
-                "resources": _wire.resources_to_json(resources),
-            },
-        )
+    def _replicate(self, reason: str, snapshot: Mapping[str, Any], resources: ResourceSpec | None) -> Worker:
+        request: dict[str, Any] = {
+            "requestId": secrets.token_hex(16),
+            "reason": reason,
+            "stateSnapshotJson": _checks.json_object("state_snapshot", snapshot, MAX_SNAPSHOT_BYTES),
+        }
+        if resources is not None:
+            request["resources"] = _wire.resources_to_json(resources)
+        response = self._call("Replicate", request)
         return InsideWorker(self._channel, _wire.worker_from_json(response["worker"]), is_self=False)
 
     def _stop(self, reason: str) -> None:

@@ -37,13 +37,18 @@ def resources_to_json(resources: ResourceSpec) -> dict[str, Any]:
         tmpLimitBytes=_bytes(resources.tmp_limit_mb),
         cpuTimeLimit=duration(resources.cpu_time_limit_seconds),
         outputLimitBytes=_bytes(resources.output_limit_mb),
-        network=_without_empty(
-            allowController=policy.allow_controller,
-            allowExternal=policy.allow_external,
-            allowLoopback=policy.allow_loopback,
-            allowedHosts=list(policy.allowed_hosts) or None,
-            egressLimitBytes=_bytes(policy.egress_limit_mb),
-        ),
+        network=network_to_json(policy),
+    )
+
+
+def network_to_json(policy: NetworkPolicy) -> dict[str, Any]:
+    """Return *policy* as a ``hayflick.v1.NetworkPolicy``."""
+    return _without_empty(
+        allowController=policy.allow_controller,
+        allowExternal=policy.allow_external,
+        allowLoopback=policy.allow_loopback,
+        allowedHosts=list(policy.allowed_hosts) or None,
+        egressLimitBytes=_bytes(policy.egress_limit_mb),
     )
 
 

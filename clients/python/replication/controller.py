@@ -14,7 +14,7 @@ from replication._callables import MAX_PREDICATE_BYTES, PYTHON_VERSION, pickle_c
 from replication._contract import MAX_SECONDS, StopCondition
 from replication._manifest import MAX_SNAPSHOT_BYTES, MAX_UINT32
 from replication._records import Lineage, RegistryEntry, Stage
-from replication.contract import Manifest, ReplicationContract, ResourceSpec
+from replication.contract import Manifest, NetworkPolicy, ReplicationContract, ResourceSpec
 from replication.errors import ReplicationDenied
 from replication.observability import StructuredLogger
 from replication.signer import check_secret
@@ -343,6 +343,28 @@ class Controller:
             NotFound: There is no such worker.
         """
         return self.worker(worker_id).stage is Stage.QUARANTINED
+
+    def narrow_network(
+        self, worker_id: str, network: NetworkPolicy, reason: str = "narrowed by its owner"
+    ) -> None:
+        """Leave a living worker no more than *network*, and its descendants no more than that.
+
+        Returns once that is in force: connections that are no longer allowed
+        are cut. Nothing that was taken can be given back.
+
+        Raises:
+            NotFound: There is no such worker.
+            NotAllowed: *network* is wider in some field than what it has.
+            LimitNotEnforceable: Its own loopback were to be taken, which lasts as long as it lives.
+            ServiceUnavailable: A node did not confirm; it is told again when it returns.
+        """
+        request = controller_pb2.NarrowNetworkRequest(
+            request_id=_rpc.request_id(), worker_id=_worker_id(worker_id), reason=_reason(reason)
+        )
+        # Set even when it is empty: an empty policy leaves nothing.
+        request.network.SetInParent()
+        _rpc.from_json(_wire.network_to_json(network), request.network)
+        self._connection.call(self._stub.NarrowNetwork, request)
 
     def _scope(self, subtree_of: str | None) -> controller_pb2.Scope:
         if subtree_of is None:

@@ -22,7 +22,7 @@ Services = _embedded.Runtime
 
 
 @contextlib.contextmanager
-def embedded(allow_degraded: Sequence[str] = ()) -> Iterator[Services]:
+def embedded(allow_degraded: Sequence[str] | None = None) -> Iterator[Services]:
     """Start a fresh set of the three services; everything made meanwhile uses it.
 
     At the end the services, every worker and every file of theirs are gone, also
@@ -31,7 +31,7 @@ def embedded(allow_degraded: Sequence[str] = ()) -> Iterator[Services]:
 
     Args:
         allow_degraded: Layers of the sandbox to do without where this machine
-            lacks them, by name.
+            lacks them, by name; those of ``HAYFLICK_ALLOW_DEGRADED`` when not given.
 
     Yields:
         The running services.
@@ -39,5 +39,6 @@ def embedded(allow_degraded: Sequence[str] = ()) -> Iterator[Services]:
     Raises:
         ServiceUnavailable: A service did not start; the message has what it said.
     """
-    with contextlib.closing(Services(tuple(allow_degraded))) as services, _embedded.overridden(services):
+    allowed = _embedded.allowed_by_environment() if allow_degraded is None else tuple(allow_degraded)
+    with contextlib.closing(Services(allowed)) as services, _embedded.overridden(services):
         yield services

@@ -220,7 +220,8 @@ class Worker:
         if resources is not None and not isinstance(resources, ResourceSpec):
             raise ValueError(f"resources: must be a ResourceSpec, not {resources!r}")
         snapshot = self.manifest.state_snapshot if state_snapshot is None else state_snapshot
-        return self._replicate(reason, snapshot, resources or self.manifest.resources)
+        # Not what it was born with: some of that may have been taken from it since.
+        return self._replicate(reason, snapshot, resources)
 
     def shutdown(self, reason: str = "completed") -> None:
         """End the worker and all its descendants; a worker that has ended stays as it is.
@@ -260,7 +261,7 @@ class Worker:
     def _run(self, task: Task, on_event: Callable[[Event], None]) -> None:
         self.orchestrator.run_task(self.worker_id, task, on_event)
 
-    def _replicate(self, reason: str, snapshot: Mapping[str, Any], resources: ResourceSpec) -> Worker:
+    def _replicate(self, reason: str, snapshot: Mapping[str, Any], resources: ResourceSpec | None) -> Worker:
         manifest = self.controller.issue_manifest(
             parent_id=self.worker_id,
             depth=self.manifest.depth + 1,

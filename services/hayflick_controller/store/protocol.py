@@ -235,6 +235,9 @@ class Tx(Protocol):
     def update_states(self, workers: Sequence[Worker]) -> None:
         """Write state, stop_reason and stop_detail of *workers*."""
 
+    def narrow_workers(self, workers: Sequence[Worker]) -> None:
+        """Write the network of *workers*."""
+
     def end_workers(self, workers: Sequence[Worker]) -> None:
         """Write *workers*, which carry an exit, as ENDED, and give back their slots."""
 

@@ -153,6 +153,19 @@ def resources(value: str) -> Resources:
     return Resources(**{**fields, "network": NetworkPolicy(**network)})
 
 
+def network_text(network_: NetworkPolicy | None) -> str:
+    """Return what is left of a worker's network as JSON; empty when nothing was taken."""
+    return "" if network_ is None else _encode({name: getattr(network_, name) for name in _NETWORK})
+
+
+def network(value: str) -> NetworkPolicy | None:
+    """Return the network in a JSON text, if any."""
+    if not value:
+        return None
+    fields = json.loads(value)
+    return NetworkPolicy(**{**fields, "allowed_hosts": tuple(fields["allowed_hosts"])})
+
+
 def manifest_values(manifest_: Manifest) -> Values:
     """Return *manifest_* as a row that reserves a slot."""
     return {
@@ -213,6 +226,7 @@ def worker_values(worker_: Worker) -> Values:
         **exit_values(exit_),
         "attestation": worker_.attestation or None,
         "spawn_count": 0,
+        "network": network_text(worker_.network),
     }
 
 
@@ -261,6 +275,7 @@ def worker(row: Row[Any], snapshot: str = "") -> Worker:
         stop_detail=row.stop_detail,
         exit=exit_,
         attestation=bytes(row.attestation or b""),
+        network=network(row.network),
     )
 
 

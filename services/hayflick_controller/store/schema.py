@@ -171,6 +171,7 @@ workers = Table(
     Column("end_us", BigInteger),
     Column("attestation", LargeBinary),
     Column("spawn_count", BigInteger, nullable=False, server_default=text("0")),
+    Column("network", Text, nullable=False, server_default=text("''")),
     Index("ix_workers_create_us_worker_id", "create_us", "worker_id"),
     Index("ix_workers_contract_id_create_us_worker_id", "contract_id", "create_us", "worker_id"),
     Index("ix_workers_parent_id_create_us", "parent_id", "create_us"),

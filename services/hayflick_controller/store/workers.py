@@ -82,6 +82,7 @@ def _write(*names: str) -> Any:  # noqa: ANN401 -- an update that may be narrowe
 
 BEAT = _write("last_heartbeat_us", *rows.USAGE_COLUMNS).where(workers.c.state != _ENDED)
 STATE = _write("state", "stop_reason", "stop_detail")
+NETWORK = _write("network")
 END = _write("state", "last_heartbeat_us", *rows.USAGE_COLUMNS, *rows.EXIT_COLUMNS)
 
 
@@ -183,6 +184,16 @@ class Workers(Part):
                     "new_stop_reason": worker.stop_reason.value if worker.stop_reason else None,
                     "new_stop_detail": worker.stop_detail,
                 }
+                for worker in workers
+            ],
+        )
+        self._changed.update((worker.worker_id, worker) for worker in workers)
+
+    def narrow_workers(self, workers: Sequence[Worker]) -> None:  # noqa: D102
+        self._driver.run_many(
+            NETWORK,
+            [
+                {"key": worker.worker_id, "new_network": rows.network_text(worker.network)}
                 for worker in workers
             ],
         )

@@ -71,6 +71,7 @@ async def test_a_node_quarantines_its_own_workers_alone(bench: Any) -> None:
     node.carry_out = lambda order: pb.OrderResult(worker_ids=[order.freeze.worker_id])
     for frozen in (theirs, mine_too, resources_pb2.Worker(worker_id="nobody")):
         await node.send(report(mine, frozen))
+    await node.send(report(theirs, theirs))
     await node.send(report(theirs, mine))
     await node.send(report(mine, mine))  # which is right, and taken after the others
     await state_becomes(bench, mine, resources_pb2.STATE_QUARANTINED)

@@ -15,6 +15,8 @@ from hayflick_sandbox import messages
 from hayflick_sandbox.messages import KillTask, TaskExited
 from hayflick_sandbox.policy import Limits, Policy
 
+pytestmark = pytest.mark.layers("kill")  # what a sandbox holds is counted in its cgroup
+
 # Ten times what is promised, for a machine with other things to do.
 SECONDS = 1.0
 

@@ -253,6 +253,7 @@ def test_a_neighbour_shares_nothing_writable(house: Any, tried: dict[str, Any]) 
         assert neighbour.ask(code) == []
 
 
+@pytest.mark.layers("uid-range")
 def test_neighbours_differ(house: Any) -> None:
     """Two sandboxes of one zygote have different uids and draw different random values."""
     code = """

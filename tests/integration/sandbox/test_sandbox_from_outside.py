@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def pid(request: pytest.FixtureRequest, live: Any) -> int:
     return int(task)
 
 
+@pytest.mark.layers("uid-range")
 def test_the_host_uid_is_the_workers_own(live: Any, pid: int) -> None:
     """All four uids and gids on the host are the leased one, never 0 and never ours."""
     facts = status(live, pid)
@@ -197,3 +199,11 @@ def test_a_task_has_default_signals(live: Any) -> None:
     reserved = 1 << 31 | 1 << 32
     assert int(facts["SigIgn"], 16) & ~(sigpipe | sigxfsz | reserved) == 0
     assert int(facts["SigBlk"], 16) == 0
+
+
+@pytest.mark.root
+def test_no_user_namespace_can_be_made_in_a_workers(live: Any) -> None:
+    """In a worker's user namespace the kernel allows no further one, whatever its filter says."""
+    within = ["nsenter", f"--user=/proc/{live.pid}/ns/user", "--preserve-credentials"]
+    argv = [*within, "cat", "/proc/sys/user/max_user_namespaces"]
+    assert subprocess.run(argv, check=True, capture_output=True, text=True).stdout == "0\n"

@@ -36,6 +36,7 @@ FILL = """
 """
 
 
+@pytest.mark.layers("memory")
 def test_a_memory_hog_is_killed_by_its_own_limit(house: Any) -> None:
     """A task that takes more memory than it may is killed, the kernel counts it, and init lives on."""
     policy = Policy(Limits(memory_bytes=48 * MIB))
@@ -55,6 +56,7 @@ def test_an_own_sigkill_is_no_want_of_memory(house: Any) -> None:
         assert house.tree.oom_kills(sandbox.name) == 0
 
 
+@pytest.mark.layers("memory")
 def test_files_in_memory_count_as_memory(house: Any) -> None:
     """What a worker writes to its private directories counts against its memory."""
     policy = Policy(Limits(memory_bytes=32 * MIB, workspace_bytes=1024 * MIB))
@@ -101,6 +103,7 @@ def test_a_task_without_a_process_fails_alone(house: Any) -> None:
 
 
 @pytest.mark.parametrize("millis", [150, 350])  # below what busy neighbours leave of two CPUs
+@pytest.mark.layers("cpu")
 def test_a_spinner_gets_its_share(house: Any, millis: int) -> None:
     """CPU time used over CPU time offered is the policy's share, within 15 %."""
     seconds = millis / 1_000 * 1.5

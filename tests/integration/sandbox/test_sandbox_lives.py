@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -16,6 +17,7 @@ import cloudpickle
 import pytest
 
 from hayflick_sandbox import frames, messages
+from hayflick_sandbox.identities import claim_range
 from hayflick_sandbox.messages import KillTask, RunTask, SetupFailed, TaskExited
 from hayflick_sandbox.policy import Limits, Policy
 from hayflick_sandbox.zygote_client import Exited, LaunchFailed, Started, Zygote, ZygoteDied
@@ -85,6 +87,7 @@ def test_a_policys_environment_reaches_each_task(house: Any) -> None:
         assert sandbox.ask(code) == ["policy", "policy"]
 
 
+@pytest.mark.layers("uid-range")
 def test_an_identity_that_cannot_be_had(house: Any) -> None:
     """A uid that the kernel cannot map fails the launch once, and the next launch succeeds."""
     name, _, channel = house.ask(Policy(), uid=2**32 - 1)
@@ -97,6 +100,7 @@ def test_an_identity_that_cannot_be_had(house: Any) -> None:
         assert sandbox.run("true").exit_code == 0
 
 
+@pytest.mark.layers("kill")
 def test_a_cgroup_that_is_not_there(house: Any) -> None:
     """A launch into a cgroup that nobody made fails and starts nothing."""
     with pytest.raises(FileNotFoundError, match="no/such/group/self"):
@@ -127,6 +131,7 @@ def test_a_step_that_fails_ends_the_birth(make_house: Any, tmp_path: Path) -> No
         house.tree.remove(name)
 
 
+@pytest.mark.layers("kill")
 def test_a_zygote_that_cannot_start(house: Any) -> None:
     """A preload that does not exist stops the zygote with words, and leaves no process."""
     with pytest.raises(ZygoteDied, match="no_such_module"):
@@ -152,6 +157,7 @@ def test_an_init_without_its_orchestrator_ends(house: Any) -> None:
     assert house.exited(sandbox).exit_code == 0
 
 
+@pytest.mark.layers("kill")
 def test_a_freeze_holds_and_a_kill_ends_the_frozen(house: Any) -> None:
     """A frozen worker makes no step until it is thawed, and dies frozen as well as awake."""
     import select
@@ -172,6 +178,7 @@ def test_a_freeze_holds_and_a_kill_ends_the_frozen(house: Any) -> None:
     assert house.end(sandbox).signal == signal.SIGKILL
 
 
+@pytest.mark.layers("kill")
 def test_one_write_kills_a_hundred(house: Any) -> None:
     """A hundred sandboxes of one family, each with a uid of its own, die by a single write."""
     family = secrets.token_hex(4)
@@ -208,6 +215,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.layers("kill")
 def test_a_killed_client_leaves_nothing() -> None:
     """When the client is killed by SIGKILL, its zygote ends every process and removes every cgroup."""
     with subprocess.Popen(
@@ -232,6 +240,7 @@ def groups(node: str) -> list[Path]:
     return [Path(path) for path, _, _ in os.walk("/sys/fs/cgroup") if path.endswith(f"/hayflick/{node}")]
 
 
+@pytest.mark.layers("kill")
 def test_a_killed_zygote_takes_all_along(make_house: Any) -> None:
     """When the zygote is killed by SIGKILL, the kernel ends every sandbox of it at once."""
     with make_house() as house:
@@ -300,3 +309,14 @@ def test_no_memory_of_anothers_secrets(make_house: Any) -> None:
         assert header == {"type": "result"}, header
         # Its own variable proves that the search finds what is there.
         assert json.loads(body) == [own[::-1]]
+
+
+@pytest.mark.layers("uid-range")
+def test_a_block_of_uids_is_kept_while_a_worker_may_live(make_house: Any) -> None:
+    """The host uids of a node that died are nobody else's before its zygote is gone too."""
+    with make_house() as one:
+        one.launch()
+        # What the kernel does when an orchestrator dies.
+        one.uids.close()
+        with contextlib.closing(claim_range(subordinate=True)) as other:
+            assert other.first != one.uids.first

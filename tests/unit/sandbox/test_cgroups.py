@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hayflick_sandbox import bounds, disks
+from hayflick_sandbox.bounds import Bounds
 from hayflick_sandbox.cgroups import Hierarchy, Tree, hierarchies
 from hayflick_sandbox.policy import Limits
 
@@ -219,3 +220,42 @@ def test_usage_without_controllers_is_unknown(tree: Tree) -> None:
     usage = tree.usage("nobody")
     assert (usage.memory_bytes, usage.memory_peak_bytes, usage.cpu_seconds, usage.pids) == (None,) * 4
     assert tree.oom_kills("nobody") == 0
+
+
+FAMILY = Bounds(
+    max_replicas=3, max_depth=2, family_memory_bytes=64 << 20, family_cpu_millis=200, family_pids=9
+)
+
+
+def test_a_contract_is_counted_in_directories() -> None:
+    """Two directories a worker, one level a generation, and two for the root and its leaf."""
+    assert dict(FAMILY.counts) == {"cgroup.max.descendants": 6, "cgroup.max.depth": 4}
+
+
+def test_settings_of_a_family() -> None:
+    """A budget is written as a worker's limits are, pids exactly; what it does not name is not written."""
+    versions = dict.fromkeys(("memory", "cpu", "pids"), 2)
+    assert dict(FAMILY.family_settings(versions)) == {
+        "memory.max": str(64 << 20),
+        "memory.swap.max": "0",
+        "cpu.max": "20000 100000",
+        "pids.max": "9",
+    }
+    assert list(Bounds(3, 2).family_settings(versions)) == []
+    assert list(FAMILY.family_settings({})) == []
+
+
+def test_no_member_has_more_cpu_than_its_family() -> None:
+    """A share above the family's is cut to it, which version 1 insists on; a smaller one is kept."""
+    assert FAMILY.narrow(Limits(cpu_millis=1_000)).cpu_millis == 200
+    assert FAMILY.narrow(Limits(cpu_millis=100)).cpu_millis == 100
+    assert Bounds(3, 2).narrow(Limits(cpu_millis=1_000)).cpu_millis == 1_000
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("max\n", None), ("-1\n", None), ("max 100000\n", None), ("5000 100000\n", 5_000), ("7", 7)],
+)
+def test_limits_are_read_back(text: str, limit: int | None) -> None:
+    """A limit reads as its number in either version, and no limit as none."""
+    assert bounds.limit_in(text) == limit

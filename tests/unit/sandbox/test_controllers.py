@@ -97,6 +97,13 @@ TOP = [Hierarchy(Path("/sys/fs/cgroup"), 2, frozenset({"pids"}))]
         ),
         pytest.param(
             "memory",
+            TOP,
+            facts(UNIFIED, euid=0, **{"/proc/cgroups": OFF.replace("0\t1\t0", "4\t1\t1")}),
+            *("version 1 holds the memory controller", "mount -t cgroup -o memory"),
+            id="kept by version 1",
+        ),
+        pytest.param(
+            "memory",
             [],
             facts(READ_ONLY, euid=0, marks=(DOCKER,)),
             *("read-only", "writable-cgroups=true"),
