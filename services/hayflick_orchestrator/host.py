@@ -184,7 +184,7 @@ class Host:
                 ) from error
             sandbox: Sandbox | None = None
             try:
-                self._tree.add(cgroup_path, policy.limits, bounds)
+                await self._make_place(cgroup_path, policy.limits, bounds)
                 launch_id = secrets.token_hex(8)
                 channel = self._zygote.launch(launch_id, policy, cgroup_path, uid)
                 sandbox = Sandbox(launch_id, cgroup_path, uid, channel)
@@ -205,6 +205,30 @@ class Host:
                     raise _failed(error) from error
                 raise
             return sandbox
+
+    async def _make_place(self, cgroup_path: str, limits: Limits, bounds: Bounds | None) -> None:
+        """Make the control groups of a sandbox, once what the dead of its contract left is out of the way.
+
+        Raises:
+            HeldByKernel: the contract's control group is full of the living.
+            OSError: the kernel refused.
+        """
+        contract = cgroup_path.partition("/")[0]
+        deadline = self._loop.time() + REMOVE_SECONDS
+        while True:
+            try:
+                self._tree.add(cgroup_path, limits, bounds)
+            except HeldByKernel:
+                # A kill answers before it cleared up, so a slot can be free before its place is.
+                leaving = any(
+                    one.dead.done() and _within(one.cgroup_path, contract)
+                    for one in self._sandboxes.values()
+                )
+                if not leaving or self._loop.time() > deadline:
+                    raise
+                await asyncio.sleep(POLL_SECONDS)
+            else:
+                return
 
     def _examine(self, sandbox: Sandbox, limits: Limits) -> tuple[Finding, ...]:
         """Return what was found of *sandbox* from inside, and what is seen of it from here."""
