@@ -221,8 +221,7 @@ class Host:
             except HeldByKernel:
                 # A kill answers before it cleared up, so a slot can be free before its place is.
                 leaving = any(
-                    one.dead.done() and _within(one.cgroup_path, contract)
-                    for one in self._sandboxes.values()
+                    one.dead.done() and _within(one.cgroup_path, contract) for one in self._sandboxes.values()
                 )
                 if not leaving or self._loop.time() > deadline:
                     raise
