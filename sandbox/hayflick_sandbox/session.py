@@ -217,10 +217,12 @@ class Session:
                 raise SandboxFailed(f"{message.step}: {message.message}", message.step, message.errno)
             if not isinstance(message, Probed):
                 raise SandboxFailed("its init did not say how well it holds")
-            self._require_confined(message, Sight(self._tree, name, answer.pid, uid, policy.limits))
-            message = _receive(channel, READY_SECONDS, descriptors)
+            probed, message = message, _receive(channel, READY_SECONDS, descriptors)
             if not isinstance(message, Ready):
                 raise SandboxFailed("its init did not report ready")
+            listener = descriptors.get("tripwire")
+            sight = Sight(self._tree, name, answer.pid, uid, policy.limits, listener)
+            self._require_confined(probed, sight)
             if self._listens != ("tripwire" in descriptors):
                 raise SandboxFailed("its init did not hand over the tripwire")
         except BaseException:

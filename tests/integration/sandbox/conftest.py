@@ -106,6 +106,7 @@ class Sandbox:
     pid: int
     pidfd: int
     channel: socket.socket
+    listener: int | None = None
     tasks: list[Running] = field(default_factory=list)
 
     def hear(self, kind: type[Any]) -> Any:
@@ -122,6 +123,7 @@ class Sandbox:
             names = message.descriptors if isinstance(message, Ready) else ()
             for name, descriptor in zip(names, rights, strict=True):
                 if name == "tripwire":
+                    self.listener = descriptor
                     self.house.watcher.add(descriptor)
                 else:
                     os.close(descriptor)

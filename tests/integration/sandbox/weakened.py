@@ -6,6 +6,7 @@ the product can do this. No user code runs in such a sandbox.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -117,6 +118,13 @@ def _keep_a_group(plan: Plan) -> Plan:
     return instead("TakeIdentity", become)(plan)
 
 
+def _unheard(plan: Plan) -> Plan:
+    return [
+        dataclasses.replace(step, listener=False) if isinstance(step, steps.FilterSystemCalls) else step
+        for step in plan
+    ]
+
+
 def _no_new_privileges_only() -> None:
     prctl.set_no_new_privs(1)
     prctl.set_dumpable(1)
@@ -130,7 +138,7 @@ WEAKENINGS: dict[str, tuple[Weaken, frozenset[str]]] = {
         ("no-landlock", without("ApplyLandlock"), "landlock-files landlock-scopes"),
         (
             *("no-seccomp", without("FilterSystemCalls")),
-            "seccomp-mode seccomp-filters clone3 unlisted-call refused-call socket-families",
+            "seccomp-mode seccomp-filters clone3 unlisted-call refused-call socket-families listener",
         ),
         (
             *("capabilities", instead("DropCapabilities", _keep_capabilities)),
@@ -148,6 +156,7 @@ WEAKENINGS: dict[str, tuple[Weaken, frozenset[str]]] = {
         ("no-rlimits", without("LimitResources"), "rlimits no-core"),
         ("same-session", without("LeaveSession"), "session umask"),
         ("cgroups-shown", without("HideCgroups"), "namespace-cgroup cgroups-hidden"),
+        ("no-listener", _unheard, "listener"),
         ("no-cgroups", without("JoinCgroups"), ""),
         ("unnamed", without("NameHost"), "hostname"),
         ("one-uts", without("NameHost"), "hostname namespace-uts"),
