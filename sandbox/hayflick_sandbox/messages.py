@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
 M = TypeVar("M")
@@ -164,9 +164,6 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 }
 
 
-_json = json.JSONEncoder(separators=(",", ":")).encode
-
-
 def encode(message: FromInit | ToInit) -> bytes:
     """Return *message* as a packet.
 
@@ -174,9 +171,7 @@ def encode(message: FromInit | ToInit) -> bytes:
         ProtocolViolation: it is larger than :data:`MAX_PACKET_BYTES`; an argv or
             an environment can be.
     """
-    # Not dataclasses.asdict, which copies whatever is in it, deeply.
-    fields = {name: getattr(message, name) for name in message.__slots__}
-    packet = _json([type(message).__name__, fields]).encode()
+    packet = json.dumps([type(message).__name__, asdict(message)], separators=(",", ":")).encode()
     if len(packet) > MAX_PACKET_BYTES:
         raise ProtocolViolation(f"a message of {len(packet)} bytes is over the limit of {MAX_PACKET_BYTES}")
     return packet

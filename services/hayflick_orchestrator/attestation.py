@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from hayflick.v1.errors_pb2 import ErrorReason
-from hayflick.v1.resources_pb2 import Attestation, ProbeResult
+from hayflick.v1.resources_pb2 import Attestation
 from hayflick_rpc import attestation, wire
 from hayflick_rpc.errors import HayflickError
 from hayflick_sandbox import grades, landlock
@@ -70,8 +70,9 @@ class Attestor:
             landlock_abi=self._landlock_abi,
             seccomp_sha256=self._seccomp_sha256[inet],
             attest_time=wire.timestamp(now),
-            probes=[ProbeResult(name=name, held=held, seen=seen) for name, held, seen in findings],
         )
+        for finding in findings:
+            message.probes.add(name=finding.name, held=finding.held, seen=finding.seen)
         attestation.sign(message, worker_id, self._key)
         return Attested(message, verdict)
 

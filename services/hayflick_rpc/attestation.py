@@ -8,7 +8,6 @@ shows it, or from the details of a ``worker_attested`` event of the audit log.
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature
@@ -18,7 +17,7 @@ from hayflick.v1.resources_pb2 import Attestation, IsolationGrade
 from hayflick_rpc import events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from hayflick_rpc.events import Json
 
@@ -27,7 +26,6 @@ SIGNATURE_BYTES = 64
 KEY_ID_CHARS = 16
 SIGNATURE = "signature"
 
-_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 _PREFIX = "ISOLATION_GRADE_"
 
 
@@ -54,10 +52,8 @@ def key_id(public_key: bytes) -> str:
 
 def document(attestation: Attestation, worker_id: str) -> dict[str, Json]:
     """Return what is signed: all of *attestation* but its signature, and whose it is."""
-    held: dict[str, Json] = {}
-    failed: dict[str, Json] = {}
-    for probe in attestation.probes:
-        (held if probe.held else failed)[probe.name] = probe.seen
+    held: dict[str, Json] = {probe.name: probe.seen for probe in attestation.probes if probe.held}
+    failed: dict[str, Json] = {probe.name: probe.seen for probe in attestation.probes if not probe.held}
     return {
         "worker_id": worker_id,
         "grade": grade_name(attestation.grade),
@@ -81,7 +77,7 @@ def details(attestation: Attestation) -> dict[str, Json]:
 def sign(attestation: Attestation, worker_id: str, key: Ed25519PrivateKey) -> None:
     """Put *key*'s name and its signature on *attestation*."""
     attestation.key_id = key_id(key.public_key().public_bytes_raw())
-    attestation.signature = key.sign(_canonical(document(attestation, worker_id)))
+    attestation.signature = key.sign(events.canonical(document(attestation, worker_id)))
 
 
 def verify(attestation: Attestation, worker_id: str, public_key: bytes) -> bool:
@@ -99,7 +95,7 @@ def verify(attestation: Attestation, worker_id: str, public_key: bytes) -> bool:
         signed = document(attestation, worker_id)
     except ValueError:
         return False  # no instant that RFC 3339 can write
-    return _verify(signed, _canonical, attestation.signature, public_key)
+    return _verify(signed, attestation.signature, public_key)
 
 
 def verify_details(details_: Mapping[str, Json], worker_id: str, public_key: bytes) -> bool:
@@ -115,26 +111,14 @@ def verify_details(details_: Mapping[str, Json], worker_id: str, public_key: byt
         signature = bytes.fromhex(str(details_.get(SIGNATURE, "")))
     except ValueError:
         return False
-    return _verify({**signed, "worker_id": worker_id}, events.canonical, signature, public_key)
+    return _verify({**signed, "worker_id": worker_id}, signature, public_key)
 
 
-def _canonical(signed: dict[str, Json]) -> bytes:
-    """Return RFC 8785 of what :func:`document` returns: strings, small integers, and names in ASCII."""
-    names: set[str] = set().union(signed["held"], signed["failed"])  # type: ignore[arg-type]
-    # Every birth passes here; looking at each value would cost as much as the signature.
-    return _encode(signed).encode() if all(map(str.isascii, names)) else events.canonical(signed)
-
-
-def _verify(
-    signed: dict[str, Json],
-    canonical: Callable[[dict[str, Json]], bytes],
-    signature: bytes,
-    public_key: bytes,
-) -> bool:
+def _verify(signed: dict[str, Json], signature: bytes, public_key: bytes) -> bool:
     if signed.get("key_id") != key_id(public_key):
         return False
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, canonical(signed))
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, events.canonical(signed))
     except (InvalidSignature, ValueError):
         return False
     return True
