@@ -91,9 +91,11 @@ class Nursery:
         channel = self.zygote.launch(name, Policy(), name, self.uids.lease(), beat_seconds=5.0)
         event = self._event()
         assert isinstance(event, Started), event
-        wait_readable(channel)
-        message = messages.parse_from_init(channel.recv(messages.MAX_PACKET_BYTES))
-        assert isinstance(message, messages.Ready), message
+        message: object = None
+        while not isinstance(message, messages.Ready):
+            wait_readable(channel)
+            message = messages.parse_from_init(channel.recv(messages.MAX_PACKET_BYTES))
+            assert isinstance(message, messages.Probed | messages.Ready), message
         took = time.perf_counter() - began
         self.live.append((event, channel))
         return took

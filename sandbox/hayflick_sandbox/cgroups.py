@@ -249,7 +249,10 @@ class Tree:
             OSError: there are no such cgroups.
         """
         return {
-            name: limit_in(_read(self._leaf(path, name) / LIMIT_FILES[name, version]))
+            # As text: pathlib would take as long as the kernel.
+            name: limit_in(
+                _read(f"{self.roots[self._of[name].root]}/{path}/{LEAF}/{LIMIT_FILES[name, version]}")
+            )
             for name, version in self._versions.items()
             if (name, version) in LIMIT_FILES
         }
@@ -459,7 +462,7 @@ def _write(path: Path, value: str) -> None:
         os.close(descriptor)
 
 
-def _read(path: Path) -> str:
+def _read(path: Path | str) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(descriptor, 65_536).decode()

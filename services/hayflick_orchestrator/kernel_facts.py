@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import re
 import signal
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from hayflick_orchestrator.narrowing import KernelFacts
@@ -13,9 +15,10 @@ if TYPE_CHECKING:
     from hayflick_sandbox.cgroups import Tree
     from hayflick_sandbox.policy import Policy
 
+MAX_TEXT_BYTES = 16 * 1024
 _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
-# The table is set in columns: a name, the soft and the hard limit.
-_LIMIT = re.compile(r"^(Max [a-z ]+?) {2,}(\S+) +(\S+)", re.MULTILINE)
+# The table is set in columns ("%-25s %-20s %-20s", fs/proc/base.c): a name, the soft and the hard limit.
+_NAME, _HARD = slice(0, 26), slice(47, 67)
 
 
 def read(tree: Tree, path: str, pid: int, pidfd: int, policy: Policy) -> KernelFacts:
@@ -54,12 +57,11 @@ def read(tree: Tree, path: str, pid: int, pidfd: int, policy: Policy) -> KernelF
     return facts
 
 
-def rlimits(text: str) -> dict[str, int | None]:
+@functools.lru_cache(maxsize=256)  # workers are of few kinds
+def rlimits(text: str) -> Mapping[str, int | None]:
     """Return the hard limits in the text of ``/proc/PID/limits``; ``None`` for unlimited."""
-    return {
-        name: None if hard == "unlimited" else int(hard)
-        for name, _, hard in (found.groups() for found in _LIMIT.finditer(text))
-    }
+    rows = ((line[_NAME].rstrip(), line[_HARD].rstrip()) for line in text.splitlines()[1:])
+    return MappingProxyType({name: None if hard == "unlimited" else int(hard) for name, hard in rows})
 
 
 def interfaces(dev: str, fib_trie: str) -> frozenset[str]:
@@ -76,12 +78,13 @@ def interfaces(dev: str, fib_trie: str) -> frozenset[str]:
 
 
 def _status(text: str) -> dict[str, str]:
-    return dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+    # What we ask for stands together, and at the end.
+    return dict(line.split(":\t", 1) for line in text[text.index("CapInh") :].splitlines() if ":\t" in line)
 
 
 def _text(path: str) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(descriptor, 65_536).decode()
+        return os.read(descriptor, MAX_TEXT_BYTES).decode()
     finally:
         os.close(descriptor)

@@ -237,13 +237,15 @@ class Arena:
     def _check_outer_wall(self, sandbox: Sandbox) -> None:
         """Assert what no weakening may take: the user and mount namespaces, and not being root."""
         proc = Path(f"/proc/{sandbox.host_pid}")
-        for kind in ("user", "mnt"):
+        # To an ordinary user the namespaces of others are closed; whatever fell, that is all they are.
+        for kind in ("user", "mnt") if os.geteuid() == 0 else ():
             assert (proc / "ns" / kind).stat().st_ino != self.facts["namespaces"][kind], (
                 "the outer wall is gone"
             )
         # By the map itself and not by /proc/…/status, which is of the moment.
         outside = (proc / "uid_map").read_text().split()
-        assert outside[1] != "0", "the outer wall is gone"
+        mine = os.geteuid() != 0 and int(outside[1]) == os.geteuid()
+        assert mine or int(outside[1]) >= 100_000, "the outer wall is gone"
 
     def sandbox(self, worker: Worker) -> Sandbox:
         """Return a live worker's sandbox."""

@@ -48,6 +48,11 @@ class Row:
     limits_of_it: str = ""
 
     @property
+    def weakening_needs_root(self) -> bool:
+        """Whether an ordinary user could not take these walls away."""
+        return "host-net" in self.weakened_by
+
+    @property
     def name(self) -> str:
         """Return what it is called in reports."""
         return f"{self.number:02}-{self.attack.__name__}"

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hayflick.v1 import logger_pb2
+from hayflick.v1.resources_pb2 import DenialClass, State, Tripwire
 
-from .conftest import Stack, command, groups, running_stack, shell, until
+from .conftest import Stack, command, duration, groups, running_stack, shell, until
+from .test_evidence import bundle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,3 +163,17 @@ def test_a_count_leaves_nothing(counted: Stack) -> None:
         until(lambda: descriptors() <= first + 2, seconds=2)
     assert descriptors() <= first + 2
     counted.stop(worker)
+
+
+def test_a_stray_process_trips_quarantine(counted: Stack, stranger: int) -> None:
+    """Where the contract says so, a worker in whose group a stranger is found is frozen with it."""
+    wire = Tripwire(name="census", classes=[DenialClass.DENIAL_CLASS_CENSUS], count=1, window=duration(60))
+    worker = counted.launch(counted.contract(tripwires=[wire]))
+    (group(counted, worker) / "cgroup.procs").write_text(str(stranger))
+    until(lambda: counted.worker(worker.worker_id).state == State.STATE_QUARANTINED)
+    _, documents = bundle(counted, worker.worker_id)
+    processes = documents[f"workers/{worker.worker_id}/processes.json"]["processes"]
+    assert stranger in {one["pid"] for one in processes}
+    # The end of the worker is the end of whoever is in its group.
+    counted.kill(worker_id=worker.worker_id)
+    until(lambda: Path(f"/proc/{stranger}/stat").read_text().rpartition(")")[2].split()[0] == "Z")

@@ -38,7 +38,12 @@ def be_root_or_another(facts: Facts) -> Verdict:
         "setgid 0": attempt(os.setgid, 0),
         "setuid of the sister": attempt(os.setuid, int(hers[0][1])),
     }
-    alone = min(outer) >= 100_000 and mine != hers and all(int(one[2]) == 1 for one in mine)
+    # An ordinary user's node numbers its range from 1; what those are on the host, the arena checks.
+    alone = (
+        min(outer) >= (1 if facts["rootless"] else 100_000)
+        and mine != hers
+        and all(int(one[2]) == 1 for one in mine)
+    )
     return verdict(alone and "ok" not in tries.values(), f"uid_map {' '.join(mine[0])}; {summary(tries)}")
 
 

@@ -12,9 +12,12 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hayflick_sandbox import cgroups, zygote_client
+
+if TYPE_CHECKING:
+    from hayflick_sandbox.messages import Finding
 
 DIRECTORY = Path(sys.argv[1])
 ZYGOTE = Path(__file__).with_name("zygote.py")
@@ -77,19 +80,20 @@ def weaken_signals() -> None:
 
 
 def weaken_services() -> None:
-    """Judge no sandbox, believe a worker about whom it may touch, and let it print without end."""
-    from hayflick_orchestrator import attestation, launcher
+    """Say that each sandbox holds, believe a worker about whom it may touch, and let it print without end."""
     from hayflick_orchestrator.calls import WorkerCalls
+    from hayflick_orchestrator.host import Host
     from hayflick_orchestrator.tasks import TaskRun
 
-    real_require = attestation.require
+    real_examine = Host._examine
 
-    def require(*judged: Any) -> None:
-        # The node would find its own holes, and start nobody in them.
-        if not words() or "judged" in words():
-            real_require(*judged)
+    def examine(self: Host, *arguments: Any) -> tuple[Finding, ...]:
+        # The node would find its own holes, and controller and node would both end the worker.
+        found = real_examine(self, *arguments)
+        honest = not words() or "judged" in words()
+        return found if honest else tuple(one._replace(held=True) for one in found)
 
-    attestation.require = launcher.require = require
+    Host._examine = examine  # type: ignore[method-assign]
     real_descendant, real_run = WorkerCalls._descendant, TaskRun.__init__
 
     def descendant(self: WorkerCalls, caller: Any, worker_id: str) -> Any:

@@ -34,8 +34,6 @@ from hayflick_sandbox import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Above every block that an orchestrator of this machine will come to hold.
-SISTERS_UID = 1_879_048_192 + 8_192 * 1_000
 HELD_FD = 200
 SHARED = "/workspace"  # in the template, where no step needs it
 SYS = "/sys/fs/cgroup"
@@ -235,8 +233,7 @@ class Weak:
         self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         self._host_net = os.open("/proc/self/ns/net", os.O_RDONLY)
         self._words: frozenset[str] = frozenset()
-        # What is shared between weak workers is the zygote's own, never the host's.
-        syscalls.unshare(syscalls.CLONE_NEWIPC)
+        self._one_uid = 0
         os.dup2(os.open(f"{self._canary}/secret", os.O_RDONLY), HELD_FD)
         self._plan, self._launch, self._write = steps.plan, zygote.Zygote._launch, zygote._write
         self._readable_paths, self._build = template.readable_paths, template.build
@@ -289,7 +286,9 @@ class Weak:
         """Launch, with what is beside the plan weakened too."""
         words = self.read()
         if "one-uid" in words:
-            request = {**request, "uid": SISTERS_UID}
+            # The uid of whoever was born first under this word.
+            self._one_uid = self._one_uid or request["uid"]
+            request = {**request, "uid": self._one_uid}
         without = syscalls.CLONE_NEWIPC if "shared-ipc" in words else 0
         without |= syscalls.CLONE_NEWPID if "host-pids" in words else 0
         zygote.NAMESPACES = self._namespaces & ~without
@@ -335,6 +334,8 @@ class Weak:
     def build(self, inside: template.Template) -> None:
         """Build the template, with a directory to share in it."""
         self._build(inside)
+        # What is shared between weak workers is the zygote's own, never the host's.
+        syscalls.unshare(syscalls.CLONE_NEWIPC)
         syscalls.mount("shared", SHARED, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=1777,size=1m")
 
     def leave(self, server: zygote.Zygote) -> None:

@@ -66,6 +66,7 @@ def test_the_maps_hold_one_id(live: Any, pid: int) -> None:
     assert live.proc("setgroups", pid) == "deny\n"
 
 
+@pytest.mark.layers("uid-range")
 def test_no_supplementary_groups(live: Any, pid: int) -> None:
     """No group of the orchestrator's comes along."""
     assert status(live, pid)["Groups"] == ""
