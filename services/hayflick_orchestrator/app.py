@@ -36,6 +36,7 @@ from hayflick_orchestrator.worker_tasks import WorkerTasks
 from hayflick_rpc.audit import AuditClient
 from hayflick_rpc.channel import connect
 from hayflick_rpc.server import serve
+from hayflick_rpc.spool import Spool, deliver_leftovers
 from hayflick_sandbox.controllers import io_layer
 
 if TYPE_CHECKING:
@@ -76,7 +77,11 @@ class Orchestrator:
         self._channel = connect(config.controller)
         # A name of this boot's own: sequences start again with each.
         source = f"orchestrator/{config.node_id}/{secrets.token_hex(8)}"
-        self._audit = AuditClient(config.logger, source)
+        self._outbox = config.data_dir.absolute() / "outbox"
+        self._spool = Spool(self._outbox, source)
+        self._audit = AuditClient(
+            config.logger, source, keep=self._spool.append, on_acknowledged=self._spool.acknowledged
+        )
         self._records = Records(self._audit)
         self._egress = Egress(self._records, uids.lease if os.geteuid() == 0 else lambda: None)
         attestor = Attestor(zygote.seccomp_sha256)
@@ -184,6 +189,9 @@ class Orchestrator:
         ]
         for duty in self._duties:
             duty.add_done_callback(self._duty_ended)
+        self._duties.append(
+            asyncio.create_task(deliver_leftovers(self._outbox, self._config.logger), name="leftovers")
+        )
         await serve(
             "hayflick_orchestrator",
             self._config.listen,
@@ -255,4 +263,5 @@ class Orchestrator:
         await self._census.close()
         await self._host.close()
         await self._audit.close(FAREWELL_SECONDS)
+        self._spool.close()
         await self._channel.close()

@@ -87,6 +87,8 @@ class AuditClient:
         source: The sender's name; no other sender may use it at the same time.
         on_acknowledged: Called in the loop with the highest sequence that is
             now durable, so that an outbox can delete what it kept.
+        keep: Called with each event before it is queued, so that it outlives this
+            process; an OSError refuses the event.
         max_pending_events: How many events may wait. More are refused.
         max_pending_metrics: How many samples may wait. The oldest give way.
     """
@@ -97,12 +99,14 @@ class AuditClient:
         source: str,
         *,
         on_acknowledged: Callable[[int], None] | None = None,
+        keep: Callable[[int, logger_pb2.Event], None] | None = None,
         max_pending_events: int = 10_000,
         max_pending_metrics: int = 10_000,
     ) -> None:
         self._address = address
         self._source = events.require_source(source)
         self._on_acknowledged = on_acknowledged
+        self._keep = keep
         self._max_pending_events = max_pending_events
         self._pending: dict[int, _Pending] = {}  # by sequence, ascending
         self._metrics: deque[logger_pb2.MetricSample] = deque(maxlen=max_pending_metrics)
@@ -196,6 +200,11 @@ class AuditClient:
             raise _unavailable("the sender is closing")
         if len(self._pending) >= self._max_pending_events:
             raise _unavailable(f"{len(self._pending)} events wait for the logger", retry_after_seconds=1.0)
+        if self._keep is not None:
+            try:
+                self._keep(sequence, event)
+            except OSError as error:
+                raise _unavailable(f"the event cannot be kept: {error}") from error
         message = logger_pb2.SequencedEvent(sequence=sequence, event=event)
         self._pending[sequence] = _Pending(sequence, message, message.ByteSize(), done)
         self._last_sequence = sequence

@@ -228,3 +228,23 @@ def test_a_kill_works_while_the_database_is_away(own_stack: Stack) -> None:
     until(lambda: _refused(stack, contract))
     assert stack.controller.EngageKillSwitch(request).kill_switch.engaged
     assert stack.end_reason(worker.worker_id) == "KILL_SWITCH"
+
+
+def test_what_a_killed_orchestrator_noted_is_recorded_by_the_next(own_stack: Stack) -> None:
+    """Events that the logger could not take are on disk, and delivered once by the node's next start."""
+    stack = own_stack
+    worker = stack.launch()
+    stack.processes["logger"].send_signal(signal.SIGSTOP)
+    try:
+        ran = stack.run(worker, shell("echo hello"), keep=True)
+        assert ran.stdout == b"hello\n"
+        stack.processes["orchestrator"].send_signal(signal.SIGKILL)
+        stack.processes["orchestrator"].wait(20)
+    finally:
+        stack.processes["logger"].send_signal(signal.SIGCONT)
+    stack.processes.pop("orchestrator").stdout.close()  # type: ignore[union-attr]
+    outbox = stack.directory / "orchestrator" / "outbox"
+    assert len(list(outbox.glob("*.events"))) == 1
+    stack.start("orchestrator")
+    until(lambda: stack.events(worker.worker_id).count("task_finished") == 1)
+    until(lambda: len(list(outbox.glob("*.events"))) == 1)  # the new boot's own
