@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import os
 import resource
 import secrets
@@ -20,6 +21,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -328,17 +330,19 @@ async def bench_launch(report: Report, workers: int) -> None:
 
 
 async def bench_kill(report: Report, workers: int) -> None:
-    """The kill switch over a hundred workers."""
+    """The kill switch over one worker and over a hundred, some times each; the receipt is in the answer."""
     del workers
     async with Cluster.open() as cluster:
-        contract = await cluster.contract(100)
-        await in_parallel(100, 16, lambda: cluster.issue_and_launch(contract))
-        last, answered, number = await cluster.kill(contract)
-        report.row(
-            f"kill switch, {number} workers: last pidfd",
-            f"{last * 1_000:.0f} ms",
-            f"answer {answered * 1_000:.0f} ms",
-        )
+        for number, rounds in ((1, 20), (100, 5)):
+            lasts, answers = [], []
+            for _ in range(rounds):
+                contract = await cluster.contract(number)
+                await in_parallel(number, 16, functools.partial(cluster.issue_and_launch, contract))
+                last, answered, _ = await cluster.kill(contract)
+                lasts.append(last)
+                answers.append(answered)
+            report.times(f"kill switch, {number} workers: last pidfd", lasts)
+            report.times(f"kill switch, {number} workers: receipt", answers)
 
 
 async def bench_controller(report: Report, workers: int) -> None:
@@ -412,11 +416,29 @@ async def bench_controller(report: Report, workers: int) -> None:
         stream.cancel()
 
 
+def bench_record(report: Report, workers: int) -> None:
+    """The logger alone."""
+    import record
+
+    del workers
+    with tempfile.TemporaryDirectory(prefix="hayflick-bench-", dir="/var/tmp") as directory:
+        data, address = Path(directory, "data"), f"unix://{directory}/logger.sock"
+        command = [sys.executable, "-m", "hayflick_logger", "--listen", address, "--data-dir", str(data)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            try:
+                assert process.stdout is not None
+                process.stdout.readline()
+                asyncio.run(record.measure(report.row, address, data))
+            finally:
+                process.terminate()
+
+
 SECTIONS: dict[str, Callable[[Report, int], object]] = {
     "sandbox": bench_sandbox,
     "launch": lambda report, workers: asyncio.run(bench_launch(report, workers)),
     "kill": lambda report, workers: asyncio.run(bench_kill(report, workers)),
     "controller": lambda report, workers: asyncio.run(bench_controller(report, workers)),
+    "record": bench_record,
 }
 
 
