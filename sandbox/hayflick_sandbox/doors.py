@@ -14,7 +14,7 @@ import os
 import socket
 from dataclasses import dataclass
 
-from hayflick_sandbox.template import NEW_ROOT
+from hayflick_sandbox.template import HOST_PROC, NEW_ROOT
 
 PROXY_ADDRESS = ("127.0.0.1", 3128)
 WORKER_SERVICE_PATH = "/run/hayflick/worker.sock"
@@ -57,3 +57,16 @@ class OpenProxy:
         listener.bind(PROXY_ADDRESS)
         listener.listen(BACKLOG)
         return {"proxy": listener.detach()}
+
+
+@dataclass(frozen=True, slots=True)
+class HandOverNetwork:
+    """The worker's network namespace itself, for whoever connects it to the world."""
+
+    def describe(self) -> str:
+        """Say it."""
+        return "hand the worker's network namespace to the orchestrator, to be connected"
+
+    def apply(self) -> dict[str, int]:
+        """Do it."""
+        return {"network": os.open(f"{HOST_PROC}/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)}

@@ -16,7 +16,7 @@ M = TypeVar("M")
 
 MAX_PACKET_BYTES = 64 * 1024
 # What init may send with Ready, in the order that it names them.
-DESCRIPTORS = ("worker_service", "proxy", "tripwire")
+DESCRIPTORS = ("worker_service", "proxy", "network", "tripwire")
 MAX_FINDINGS = 256
 MAX_NAME_CHARS = 64
 MAX_SEEN_CHARS = 200

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from hayflick_sandbox import syscalls
-from hayflick_sandbox.template import NEW_ROOT
+from hayflick_sandbox.template import NEW_ROOT, RESOLV_OUTSIDE
 
 # Kernel memory of a tmpfs is bounded by its inodes as well as its bytes.
 BYTES_PER_INODE = 4_096
@@ -91,6 +91,20 @@ class PrivateDirectory:
         # tmpfs takes size=0 for "no limit"; a limit of nothing is one page.
         options = f"mode={self.mode},size={max(self.size_bytes, 4096)},nr_inodes={self.inodes}"
         syscalls.mount("private", target, "tmpfs", _NO_EXECUTABLES_FROM_OUTSIDE, options)
+
+
+@dataclass(frozen=True, slots=True)
+class UseResolver:
+    """Tell the worker's programs of the resolver that there is where it has a way out."""
+
+    def describe(self) -> str:
+        """Say it."""
+        return "show an /etc/resolv.conf that names the forwarder of the way out"
+
+    def apply(self) -> None:
+        """Do it."""
+        target = f"{NEW_ROOT}/etc/resolv.conf"
+        syscalls.mount(f"/etc/{RESOLV_OUTSIDE}", target, None, syscalls.MS_BIND)
 
 
 @dataclass(frozen=True, slots=True)

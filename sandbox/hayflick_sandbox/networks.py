@@ -12,8 +12,9 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Iterable
 
-from hayflick_sandbox import syscalls
+from hayflick_sandbox import outside_network, syscalls
 from hayflick_sandbox.template import HOST_PROC
 
 SPARES = 16
@@ -61,11 +62,22 @@ class Networks:
         if not self._spares:
             self.make()
         self._refused = False
-        spare = self._spares.pop(0)
+        self._enter(self._spares.pop(0), loopback=loopback)
+
+    def enter_outside(self, owner: int | None, unreachable: Iterable[str]) -> None:
+        """Enter a new namespace that :mod:`~hayflick_sandbox.outside_network` made and fenced.
+
+        Raises:
+            OSError: the kernel has no room for it, or refused.
+        """
+        self._enter(outside_network.make(owner), loopback=True)
+        outside_network.fence(unreachable)
+
+    def _enter(self, network: int, *, loopback: bool) -> None:
         try:
-            syscalls.setns(spare, syscalls.CLONE_NEWNET)
+            syscalls.setns(network, syscalls.CLONE_NEWNET)
         finally:
-            os.close(spare)
+            os.close(network)
         if loopback:
             request = struct.pack("16sh14x", b"lo", _IFF_UP | _IFF_RUNNING)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

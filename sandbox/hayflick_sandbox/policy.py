@@ -91,6 +91,7 @@ class Policy:
         environment: Variables beside the sandbox's own few; nothing is inherited.
         worker_service: Whether a door to its own WorkerService is opened.
         proxy: Whether a door to the allow-list proxy is opened, on a loopback that serves nothing else.
+        external: Whether its network namespace is made for somebody to connect it to the world.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -99,6 +100,7 @@ class Policy:
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     worker_service: bool = False
     proxy: bool = False
+    external: bool = False
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -106,7 +108,7 @@ class Policy:
         Raises:
             ValueError: naming the field.
         """
-        for name in ("loopback", "worker_service", "proxy"):
+        for name in ("loopback", "worker_service", "proxy", "external"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name}: must be true or false, not {getattr(self, name)!r}")
         if not isinstance(self.hostname, str) or not _HOSTNAME.fullmatch(self.hostname):
@@ -123,7 +125,7 @@ class Policy:
     @property
     def inet(self) -> bool:
         """Whether it may make AF_INET sockets at all."""
-        return self.loopback or self.proxy
+        return self.loopback or self.proxy or self.external
 
     def to_json(self) -> dict[str, Any]:
         """Return the policy as JSON values, for :meth:`from_json`."""
@@ -134,6 +136,7 @@ class Policy:
             "environment": dict(self.environment),
             "worker_service": self.worker_service,
             "proxy": self.proxy,
+            "external": self.external,
         }
 
     @classmethod

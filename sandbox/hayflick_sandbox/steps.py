@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from hayflick_sandbox import landlock
-from hayflick_sandbox.doors import PROXY_ADDRESS, OpenProxy, OpenWorkerService
+from hayflick_sandbox.doors import PROXY_ADDRESS, HandOverNetwork, OpenProxy, OpenWorkerService
 from hayflick_sandbox.mounts import (
     EnterRoot,
     ForbidUserNamespaces,
@@ -23,6 +23,7 @@ from hayflick_sandbox.mounts import (
     Link,
     PrivateDirectory,
     ShowReadOnly,
+    UseResolver,
 )
 from hayflick_sandbox.policy import Policy
 from hayflick_sandbox.process import (
@@ -118,6 +119,8 @@ def plan(
         # While the new root can still be written to.
         *([OpenWorkerService()] if policy.worker_service else []),
         *([OpenProxy()] if policy.proxy else []),
+        *([UseResolver()] if policy.external else []),
+        *([HandOverNetwork()] if policy.external else []),
         ForbidUserNamespaces(),
         FreshProc(),
         EnterRoot(),
@@ -125,9 +128,8 @@ def plan(
     ]
     steps += [OwnKeyring(), _resource_limits(policy, host), LeaveSession(), PlantCanary()]
     if present({"landlock"}):
-        steps.append(
-            ApplyLandlock(tcp=policy.loopback, connect_port=PROXY_ADDRESS[1] if policy.proxy else None)
-        )
+        port = PROXY_ADDRESS[1] if policy.proxy else None
+        steps.append(ApplyLandlock(tcp=policy.loopback or policy.external, connect_port=port))
     steps += [
         DropCapabilities(host.last_capability),
         DieWithParent(),

@@ -35,6 +35,9 @@ DEVICE_LINKS = {
 USR_LINKS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 ETC_BINDS = ("/etc/alternatives", "/etc/ssl/certs")
 ETC_COPIES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/ssl/openssl.cnf", "/etc/mime.types")
+RESOLV_OUTSIDE = "resolv.outside.conf"
+# A forwarder that whoever connects a worker to the world provides (RFC 2544's block: nobody's address).
+RESOLVER = "198.18.0.53"
 ETC_FILES = {
     "passwd": (
         f"root:x:0:0:root:/:/usr/sbin/nologin\nworker:x:{WORKER_UID}:{WORKER_UID}::/workspace:/bin/sh\n"
@@ -43,6 +46,7 @@ ETC_FILES = {
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
     "resolv.conf": "",
+    RESOLV_OUTSIDE: f"nameserver {RESOLVER}\n",
 }
 _SEALED = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID
 
@@ -153,4 +157,13 @@ def _bind_file(source: int, target: str) -> None:
     syscalls.mount(f"/proc/self/fd/{source}", target, None, syscalls.MS_BIND)
 
 
-__all__ = ["HOST_PROC", "NEW_ROOT", "WORKER_UID", "Template", "build", "readable_paths"]
+__all__ = [
+    "HOST_PROC",
+    "NEW_ROOT",
+    "RESOLVER",
+    "RESOLV_OUTSIDE",
+    "WORKER_UID",
+    "Template",
+    "build",
+    "readable_paths",
+]

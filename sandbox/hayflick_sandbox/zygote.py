@@ -254,7 +254,10 @@ class Zygote:
             )
             if len(sys._current_frames()) != 1:  # noqa: SLF001 -- the documented way to count threads
                 raise OSError(errno.EBUSY, "the zygote has threads and must not fork")
-            self._networks.enter_fresh(loopback=policy.inet)
+            if policy.external:
+                self._networks.enter_outside(**request["outside"])
+            else:
+                self._networks.enter_fresh(loopback=policy.inet)
             pid, pidfd = syscalls.clone3(NAMESPACES, signal.SIGCHLD, cgroup)
             if pid == 0:
                 # Else our own copy would keep the pipe open if the zygote died here.

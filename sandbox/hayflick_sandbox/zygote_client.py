@@ -68,6 +68,19 @@ class Exited:
 Event = Started | LaunchFailed | Exited
 
 
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """Whose the network namespace of a worker with a way out is, and where it does not lead.
+
+    Attributes:
+        owner: A host uid, or ``None`` for whoever runs this node.
+        unreachable: IPv4 prefixes.
+    """
+
+    owner: int | None
+    unreachable: tuple[str, ...]
+
+
 class Zygote:
     """A running zygote.
 
@@ -173,7 +186,14 @@ class Zygote:
         return event
 
     def launch(
-        self, launch_id: str, policy: Policy, cgroup_path: str, uid: int, *, beat_seconds: float = 1.0
+        self,
+        launch_id: str,
+        policy: Policy,
+        cgroup_path: str,
+        uid: int,
+        *,
+        beat_seconds: float = 1.0,
+        outside: Outside | None = None,
     ) -> socket.socket:
         """Ask for a sandbox; return our end of its init's channel, non-blocking.
 
@@ -196,6 +216,10 @@ class Zygote:
             "uid": uid,
             "beat_seconds": beat_seconds,
         }
+        if policy.external:
+            if outside is None:
+                raise ValueError("external: nobody said whose the network namespace would be")
+            request["outside"] = dataclasses.asdict(outside)
         packet = json.dumps(request).encode()
         if len(packet) > MAX_PACKET_BYTES:
             raise ValueError(f"a launch request of {len(packet)} bytes is over {MAX_PACKET_BYTES}")

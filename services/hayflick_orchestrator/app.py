@@ -31,6 +31,7 @@ from hayflick_orchestrator.servicer import OrchestratorServicer
 from hayflick_orchestrator.supervisor import Supervisor
 from hayflick_orchestrator.transfers import Transfers
 from hayflick_orchestrator.tripwires import Tripwires
+from hayflick_orchestrator.ways_out import WaysOut
 from hayflick_orchestrator.worker_service import WorkerGate
 from hayflick_orchestrator.worker_tasks import WorkerTasks
 from hayflick_rpc.audit import AuditClient
@@ -83,6 +84,7 @@ class Orchestrator:
             config.logger, source, keep=self._spool.append, on_acknowledged=self._spool.acknowledged
         )
         self._records = Records(self._audit)
+        self._ways_out = WaysOut(uids.lease if os.geteuid() == 0 else lambda: None)
         self._egress = Egress(self._records, uids.lease if os.geteuid() == 0 else lambda: None)
         attestor = Attestor(zygote.seccomp_sha256)
         self._tripwires = Tripwires(
@@ -121,6 +123,7 @@ class Orchestrator:
             degraded=degraded,
             ready_timeout_seconds=config.ready_timeout_seconds,
             open_doors=self._open_doors,
+            ways_out=self._ways_out,
         )
         self._link = ControllerLink(
             self._channel,
@@ -216,6 +219,11 @@ class Orchestrator:
                 worker.doors["worker_service"] = self._worker_service.open(worker, listener)
             else:
                 os.close(listener)  # the licence was taken while it was being born
+        if (way_out := self._ways_out.of(worker.sandbox)) is not None:
+            if network.allow_external:
+                worker.doors["outside"] = way_out
+            else:
+                way_out.close()
         if (listener := opened.pop("proxy", None)) is not None:
             if network.allowed_hosts:
                 worker.doors["proxy"] = self._egress.open(worker, listener)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hayflick_orchestrator.attestation import Attestor
     from hayflick_orchestrator.narrowing import KernelFacts
     from hayflick_orchestrator.tripwires import Tripwires
+    from hayflick_orchestrator.ways_out import WaysOut
     from hayflick_sandbox.bounds import Bounds
     from hayflick_sandbox.cgroups import Tree, Usage
     from hayflick_sandbox.messages import Finding
@@ -153,6 +154,7 @@ class Host:
         ready_timeout_seconds: float,
         still_wanted: Callable[[], None] = lambda: None,
         approve: Callable[[tuple[Finding, ...]], None] | None = None,
+        way_out: WaysOut | None = None,
     ) -> Sandbox:
         """Build a sandbox and return it when its init is ready and it was found to hold.
 
@@ -166,6 +168,7 @@ class Host:
             still_wanted: Asked just before anything is made; raises when not.
             approve: Judges what was found of the sandbox, inside and outside, and
                 raises when it must not run; by default, that it holds the least grade.
+            way_out: For a policy with the outside network: what connects it, once it was found to hold.
 
         Raises:
             HayflickError: LIMIT_NOT_ENFORCEABLE; NODE_FULL without a free host user id;
@@ -186,7 +189,8 @@ class Host:
             try:
                 await self._make_place(cgroup_path, policy.limits, bounds)
                 launch_id = secrets.token_hex(8)
-                channel = self._zygote.launch(launch_id, policy, cgroup_path, uid)
+                outside = None if way_out is None else way_out.outside()
+                channel = self._zygote.launch(launch_id, policy, cgroup_path, uid, outside=outside)
                 sandbox = Sandbox(launch_id, cgroup_path, uid, channel)
                 self._sandboxes[launch_id] = sandbox
                 async with asyncio.timeout(ready_timeout_seconds):
@@ -194,6 +198,8 @@ class Host:
                 findings = self._examine(sandbox, policy.limits)
                 (approve or self._attestor.require)(findings)
                 self._tripwires.watch(sandbox)
+                if way_out is not None:
+                    await way_out.connect(sandbox)
             except BaseException as error:
                 # Also when cancelled: what was begun is undone before we leave.
                 await _finish(self._abandon(sandbox, cgroup_path, uid))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hayflick_orchestrator.records import Records
     from hayflick_orchestrator.sandboxes import Sandbox
     from hayflick_orchestrator.supervisor import Everyone, Supervisor
+    from hayflick_orchestrator.ways_out import WaysOut
     from hayflick_sandbox.messages import Finding
     from hayflick_sandbox.policy import Policy
 
@@ -66,8 +67,10 @@ class Launcher:
         degraded: Sequence[str],
         ready_timeout_seconds: float,
         open_doors: Callable[[Worker], None],
+        ways_out: WaysOut,
     ) -> None:
         self._open_doors = open_doors
+        self._ways_out = ways_out
         self._host = host
         self._population = population
         self._supervisor = supervisor
@@ -106,6 +109,8 @@ class Launcher:
         self.require_open()
         check_manifest(manifest)
         policy = policy_of(manifest.resources, manifest.worker_id)
+        if policy.external:
+            self._ways_out.require()  # said before a slot is taken
         birth = Birth(manifest)
         self._population.conceive(birth)
         try:
@@ -177,6 +182,7 @@ class Launcher:
                 ready_timeout_seconds=self._ready_timeout_seconds,
                 still_wanted=birth.check,
                 approve=approve,
+                way_out=self._ways_out if policy.external else None,
             )
         except HayflickError as refusal:
             self._host.forget_contract(record.contract_id)

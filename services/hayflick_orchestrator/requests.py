@@ -91,16 +91,8 @@ def policy_of(resources: Resources, worker_id: str) -> Policy:
     """Return the sandbox policy for *resources*.
 
     Raises:
-        HayflickError: INVALID_FIELD for a limit out of range;
-            LIMIT_NOT_ENFORCEABLE when the outside network is asked for.
+        HayflickError: INVALID_FIELD for a limit out of range, or a host that is none.
     """
-    if resources.network.allow_external:
-        raise HayflickError(
-            ErrorReason.ERROR_REASON_LIMIT_NOT_ENFORCEABLE,
-            "resources.network.allow_external: this node gives no worker the outside network, "
-            "because it could not hold it to a policy",
-            metadata={"layer": "network", "remedy": "leave allow_external unset"},
-        )
     network = resources.network
     try:
         rules(network.allowed_hosts)
@@ -127,6 +119,7 @@ def policy_of(resources: Resources, worker_id: str) -> Policy:
             loopback=network.allow_loopback,
             worker_service=network.allow_controller,
             proxy=bool(network.allowed_hosts),
+            external=network.allow_external,
             hostname=f"worker-{worker_id}"[:63],
             environment=_environment(network),
         )

@@ -14,7 +14,18 @@ from hayflick.v1 import controller_pb2
 from hayflick.v1 import orchestrator_pb2 as opb
 from hayflick.v1.resources_pb2 import Manifest, NetworkPolicy, State
 
-from .conftest import MIB, Stack, command, duration, groups, reason_of, refused, request_id, until
+from .conftest import (
+    MIB,
+    Stack,
+    command,
+    duration,
+    groups,
+    reason_of,
+    refused,
+    request_id,
+    running_stack,
+    until,
+)
 
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 
@@ -155,10 +166,15 @@ def test_bad_manifests(stack: Stack) -> None:
         launch(stack, manifest)
 
 
-def test_outside_network_is_refused(stack: Stack) -> None:
-    """A worker that needs what this node cannot give safely is refused, not run without it."""
-    with refused("LIMIT_NOT_ENFORCEABLE"):
-        stack.launch(network=NetworkPolicy(allow_external=True))
+def test_outside_network_is_not_pretended() -> None:
+    """Where nothing can connect it, a worker that needs the outside network is refused with the remedy."""
+    with running_stack(node_prefix=("/usr/bin/env", "PATH=/nowhere")) as stack:
+        contract = stack.contract()
+        with pytest.raises(grpc.RpcError) as caught:
+            stack.launch(contract, network=NetworkPolicy(allow_external=True))
+        assert reason_of(caught.value) == "LIMIT_NOT_ENFORCEABLE"
+        assert "pasta is not installed" in str(caught.value)
+        stack.launch(contract)  # and nothing else is missing
 
 
 def test_a_failed_launch_gives_the_slot_back(stack: Stack) -> None:

@@ -95,13 +95,13 @@ def test_limits_out_of_range(resources: Resources) -> None:
         policy_of(resources, "b" * 16)
 
 
-def test_the_outside_network_is_not_pretended() -> None:
-    """A worker that asks for the outside network is refused, not run without it."""
-    resources = Resources(
-        cpu_millis=1_000, memory_limit_bytes=64 * MIB, network=NetworkPolicy(allow_external=True)
-    )
-    with refused("LIMIT_NOT_ENFORCEABLE"):
-        policy_of(resources, "b" * 16)
+def test_the_outside_network_is_only_for_those_who_have_the_licence() -> None:
+    """A namespace that somebody may connect to the world is made when the policy says so, and only then."""
+    limits = {"cpu_millis": 1_000, "memory_limit_bytes": 64 * MIB}
+    outside = policy_of(Resources(**limits, network=NetworkPolicy(allow_external=True)), "b" * 16)
+    assert (outside.external, outside.inet, outside.loopback, outside.proxy) == (True, True, False, False)
+    every_other = NetworkPolicy(allow_controller=True, allow_loopback=True, allowed_hosts=["a.example"])
+    assert not policy_of(Resources(**limits, network=every_other), "b" * 16).external
 
 
 def test_a_list_of_hosts_opens_the_proxys_door() -> None:

@@ -97,7 +97,9 @@ policies = st.builds(
         st.text().filter(lambda text: "\0" not in text),
         max_size=3,
     ),
-    st.booleans(),
+    external=st.booleans(),
+    worker_service=st.booleans(),
+    proxy=st.booleans(),
 )
 
 

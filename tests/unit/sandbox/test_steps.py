@@ -48,7 +48,12 @@ def at(steps: list[Step], kind: type[Step]) -> int:
 @pytest.mark.parametrize("licensed", [False, True])
 def test_every_step_describes_itself(licensed: bool) -> None:
     """Each step says what it does in a line, beginning in lower case and without a full stop."""
-    lines = [step.describe() for step in steps_of(Policy(loopback=licensed, worker_service=licensed))]
+    lines = [
+        step.describe()
+        for step in steps_of(
+            Policy(loopback=licensed, worker_service=licensed, proxy=licensed, external=licensed)
+        )
+    ]
     assert all(line and line == line.strip() and "\n" not in line for line in lines)
     assert all(line[0].islower() and not line.endswith(".") for line in lines)
     assert len(set(lines)) == len(lines)
