@@ -9,8 +9,8 @@ import pytest
 
 from hayflick.v1 import controller_pb2 as pb
 from hayflick.v1 import resources_pb2
-from hayflick_controller.clock import wall_clock_us
 from hayflick_rpc import wire
+from hayflick_rpc.clock import SteadyClock
 
 
 class Clock:
@@ -18,9 +18,10 @@ class Clock:
 
     def __init__(self) -> None:
         self.ahead_us = 0
+        self._real = SteadyClock()
 
     def __call__(self) -> int:
-        return wall_clock_us() + self.ahead_us
+        return self._real() + self.ahead_us
 
     def forward(self, seconds: float) -> None:
         """Let *seconds* pass."""
