@@ -195,6 +195,8 @@ class Host:
                 self._sandboxes[launch_id] = sandbox
                 async with asyncio.timeout(ready_timeout_seconds):
                     await sandbox.ready
+                    # Init may be heard before the zygote: who is looked at must be known.
+                    await asyncio.shield(sandbox.forked)
                 findings = self._examine(sandbox, policy.limits)
                 (approve or self._attestor.require)(findings)
                 self._tripwires.watch(sandbox)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from typing import TYPE_CHECKING
 
 from ..table import Row
@@ -42,11 +43,14 @@ def read_secrets(facts: Facts) -> Verdict:
     """Read the host's password hashes, root's home, and what the services keep."""
     paths = ["/etc/shadow", "/etc/gshadow", "/root", "/root/.ssh", "/home", *facts["secrets"]]
     tries = {path.replace(facts["directory"], "…"): opened(path, os.O_RDONLY) for path in paths}
-    # A home may be on the way to the Python that the worker runs; then it holds that way alone.
+    # A home may be on the way to the Python that the worker runs or to its packages: it holds that alone.
+    ways = [f"{path}/" for path in (facts["python_prefix"], sys.prefix, sys.base_prefix, *sys.path)]
     for home in ("/root", "/home"):
         if tries[home] == "ok":
             strangers = [
-                name for name in os.listdir(home) if not facts["python_prefix"].startswith(f"{home}/{name}")
+                name
+                for name in os.listdir(home)
+                if not any(way.startswith(f"{home}/{name}/") for way in ways)
             ]
             tries[home] = "ok" if strangers else "ENOENT"
     return verdict(set(tries.values()) == {"ENOENT"}, summary(tries))
