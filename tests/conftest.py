@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from postgres_cluster import Cluster, binaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -158,6 +159,16 @@ def nothing_left_behind() -> Iterator[None]:
         assert not leaks, "left behind:\n" + "\n".join(leaks)
     finally:
         del os.environ[MARK]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A PostgreSQL server, where it is installed (Debian: apt-get install postgresql)."""
+    if binaries() is None:
+        pytest.skip("PostgreSQL is not installed")
+    made = Cluster()
+    yield made
+    made.close()
 
 
 class LoggerProcess:

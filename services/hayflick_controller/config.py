@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DATABASE_NAME = "controller.db"
+MAX_SHARED_FLUSH_SECONDS = 7.0
+"""Less than half of ``nodes.WRITE_SLACK_US``: one write that fails must not let leases run out."""
+NAME_NAME = "controller.name"
 
 
 @dataclass(frozen=True)
@@ -14,8 +17,15 @@ class Config:
     """Decides who may be born and who must end."""
 
     listen: str = field(metadata={"help": "where to serve, a unix:/// target"})
-    data_dir: Path = field(metadata={"help": "directory of the database, for this user alone"})
+    data_dir: Path = field(metadata={"help": "directory of what the controller keeps, for this user alone"})
     logger: str = field(metadata={"help": "the logger's unix:/// target"})
+    database: str | None = field(
+        default=None,
+        metadata={
+            "help": "a postgresql:// URL without a password, to be shared by several controllers;"
+            " default: a SQLite file in the data directory"
+        },
+    )
     lifeline_fd: int | None = field(
         default=None, metadata={"help": "descriptor whose end-of-file stops the service"}
     )
@@ -57,10 +67,24 @@ class Config:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: must be a positive number of seconds, not {value}")
+        if self.database is not None:
+            from hayflick_controller.store import postgres
+
+            postgres.check(self.database)
+            if self.flush_interval_seconds > MAX_SHARED_FLUSH_SECONDS:
+                raise ValueError(
+                    "flush_interval_seconds: must be at most"
+                    f" {MAX_SHARED_FLUSH_SECONDS} with a shared database"
+                )
         if self.beat_interval_seconds * 2 > self.lease_seconds:
             raise ValueError("lease_seconds: must be at least twice beat_interval_seconds")
 
     @property
-    def database(self) -> Path:
+    def database_file(self) -> Path:
         """The SQLite file."""
         return self.data_dir / DATABASE_NAME
+
+    @property
+    def name_file(self) -> Path:
+        """Where the controller's name is kept when the database is not its own."""
+        return self.data_dir / NAME_NAME

@@ -19,12 +19,14 @@ from hayflick_controller.killswitch import KillSwitch
 from hayflick_controller.network_narrowing import Narrowing
 from hayflick_controller.nodes import Nodes
 from hayflick_controller.outbox import Outbox
+from hayflick_controller.peers import Peers
 from hayflick_controller.pursuit import Pursuit
 from hayflick_controller.quarantine import Quarantine
 from hayflick_controller.receipts import Issuer, Signer
 from hayflick_controller.registry import Registry
 from hayflick_controller.roster import Roster
-from hayflick_controller.store.sql import sqlite_store
+from hayflick_controller.store import names
+from hayflick_controller.store.sql import postgres_store, sqlite_store
 from hayflick_controller.watch import Broadcast
 from hayflick_rpc.clock import SteadyClock
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from hayflick_controller.config import Config
     from hayflick_controller.links import Link
     from hayflick_controller.store import Commit, Store, Tx
+    from hayflick_controller.store.notices import Notices
     from hayflick_controller.tripwires import Report
 
 LOGGER_GRACE_SECONDS = 2.0
@@ -65,6 +68,8 @@ class Controller:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pursuing: asyncio.Task[None] | None = None
         self._chores: Chores | None = None
+        self._peers: Peers | None = None
+        self._notices: Notices | None = None
         self._told_step_seconds = 0.0
         self.nodes = Nodes(
             store, self._roster, self._pursuit, clock, round(config.lease_seconds * MICROSECONDS)
@@ -79,7 +84,7 @@ class Controller:
             OSError: The data directory cannot be made safe.
             HayflickError: The database cannot be opened.
         """
-        controller = cls(config, sqlite_store(config.database), clock or SteadyClock())
+        controller = cls(config, _store_of(config), clock or SteadyClock())
         await controller._open()
         # Started together with its logger, it would refuse its first callers for
         # a moment; without one it serves all the same: reads, denials, kills.
@@ -109,6 +114,8 @@ class Controller:
         )
         await self._store.transact(lambda tx: tx.record(started))
         await self._outbox.start()
+        if config.database is not None:
+            self._hear_peers(config.database)
         self._pursuing = asyncio.create_task(self._pursuit.run(), name="pursuit")
         self._chores = Chores(
             Chore("leases", config.lease_seconds / 15, self._enforce_leases),
@@ -119,6 +126,15 @@ class Controller:
             Chore("clock", EXPIRE_INTERVAL_SECONDS, self._tell_of_step),
             Chore("retention", FORGET_INTERVAL_SECONDS, self._forget_old),
         )
+
+    def _hear_peers(self, url: str) -> None:
+        from hayflick_controller.store.notices import Notices
+
+        self._peers = Peers(self._store, self._roster, self._pursuit, self._freeze_here)
+        self._notices = Notices(url, self._store.identity.controller_id, self._peers.hear)
+
+    async def _freeze_here(self) -> None:
+        await asyncio.gather(*(self.quarantine.freeze_again(link) for link in self.nodes.connected()))
 
     def welcomed(self, link: Link) -> None:
         """A node was admitted: end and freeze there what must be."""
@@ -154,6 +170,9 @@ class Controller:
 
     async def close(self) -> None:
         """Stop working; what is not delivered stays in the database."""
+        if self._notices is not None and self._peers is not None:
+            await self._notices.close()
+            await self._peers.close()
         if self._chores is not None:
             await self._chores.close()
         if self._pursuing is not None:
@@ -211,11 +230,19 @@ class Controller:
     async def _forget_old(self) -> None:
         before_us = self.clock() - round(self.config.request_retention_seconds * MICROSECONDS)
         await self._store.transact(lambda tx: tx.forget_before(before_us))
+        if self._store.shared and self._outbox is not None and self._outbox.up:
+            await self._outbox.deliver_left_over()
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(_logged(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _store_of(config: Config) -> Store:
+    if config.database is None:
+        return sqlite_store(config.database_file)
+    return postgres_store(config.database, names.keep(config.name_file))
 
 
 async def _logged(work: Coroutine[object, object, None]) -> None:

@@ -298,6 +298,8 @@ class Node:
     connect_us: int
     last_ack_us: int
     connected: bool = True
+    controller_id: str = ""
+    """Which controller it last connected to; several may share one database."""
 
 
 @dataclass(frozen=True, slots=True)

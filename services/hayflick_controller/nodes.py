@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 LEASE_MARGIN_US = MICROSECONDS
 """How much longer than the lease the controller waits: an acknowledgement may be under way."""
+WRITE_SLACK_US = 15 * MICROSECONDS
+"""How long a controller that shares its database renews leases without being able to tell the others.
+
+They wait for as long, beyond the lease, before they record its nodes' workers as lost.
+"""
 HELLO_TIMEOUT_SECONDS = 10.0
 MAX_VERSION_CHARS = 16
 
@@ -119,6 +124,7 @@ class Nodes:
         self._clock = clock
         self._lease_us = lease_us
         self._start_us = clock()
+        self._written_us = self._start_us
         # What was last read of each node's lease, and when that was new to us: another
         # controller's clock need not agree with ours.
         self._acks: dict[str, tuple[int, int]] = {}
@@ -133,11 +139,12 @@ class Nodes:
 
         def run(tx: Tx) -> list[Worker]:
             for node in tx.nodes():
-                if node.connected:
+                if node.connected and node.controller_id == self._store.identity.controller_id:
                     tx.put_node(replace(node, connected=False))
             return tx.live_workers()
 
         self._roster.load(await self._store.transact(run))
+        self._written_us = self._clock()
 
     async def connect(self, hello: Hello) -> Welcome:
         """Admit a node.
@@ -148,11 +155,7 @@ class Nodes:
         while (before := self._links.get(hello.node_id)) is not None and before.closed:
             await before.departed.wait()  # its end is being recorded
         if before is not None:
-            raise HayflickError(
-                ErrorReason.ERROR_REASON_NODE_ALREADY_CONNECTED,
-                f"another orchestrator is connected as {hello.node_id}",
-                metadata={"node_id": hello.node_id},
-            )
+            raise _already_connected(hello.node_id)
         now_us = self._clock()
         key = hello.attestation_public_key
         link = Link(hello.node_id, hello.address, hello.python_version, now_us, key)
@@ -166,9 +169,18 @@ class Nodes:
             now_us,
             now_us,
             connected=True,
+            controller_id=self._store.identity.controller_id,
         )
 
         def run(tx: Tx) -> tuple[str, ...]:
+            known = tx.node(hello.node_id)
+            if (
+                known is not None
+                and known.connected
+                and known.controller_id != node.controller_id
+                and tx.alive(known.controller_id)
+            ):
+                raise _already_connected(hello.node_id)
             tx.put_node(node)
             tx.record(events.node_connected(node, len(hello.worker_ids), key))
             return self._reconcile(tx, hello, now_us)
@@ -225,6 +237,8 @@ class Nodes:
         link.sequence = beat.sequence
         link.last_beat_us = now_us
         link.worker_count = len(beat.workers)
+        if self._store.shared and now_us - self._written_us > WRITE_SLACK_US:
+            return  # another controller may be about to take the node for lost: let its lease run out
         link.last_ack_us = now_us
         link.send(controller_pb2.ConnectNodeResponse(ack=controller_pb2.BeatAck(sequence=beat.sequence)))
         if self._started or self._strangers or self._attestations.waiting:
@@ -266,7 +280,8 @@ class Nodes:
         def run(tx: Tx) -> list[str]:
             lost: list[str] = []
             for node in tx.nodes():
-                if node.node_id in connected or self._renewed_us(node, now_us) > deadline_us:
+                slack_us = 0 if node.controller_id == self._store.identity.controller_id else WRITE_SLACK_US
+                if node.node_id in connected or self._renewed_us(node, now_us) + slack_us > deadline_us:
                     continue
                 workers = tx.live_workers(node_id=node.node_id)
                 lost += [worker.worker_id for worker in workers]
@@ -291,7 +306,10 @@ class Nodes:
     async def write_beats(self) -> None:
         """Write what was heard since the last time to the database, in one transaction."""
         beats = self._roster.unwritten()
-        acks = [(link.node_id, link.last_ack_us) for link in self.connected()]
+        now_us = self._clock()
+        shared = self._store.shared
+        # To other controllers it says until when we may have renewed a lease.
+        acks = [(link.node_id, now_us if shared else link.last_ack_us) for link in self.connected()]
 
         def run(tx: Tx) -> None:
             tx.beat(beats)
@@ -299,6 +317,7 @@ class Nodes:
 
         if beats or acks:
             await self._store.transact(run)
+        self._written_us = now_us
 
     def close(self) -> None:
         """End every stream: the service stops."""
@@ -368,6 +387,14 @@ class Nodes:
         if self._links.get(link.node_id) is link:
             del self._links[link.node_id]
         link.departed.set()
+
+
+def _already_connected(node_id: str) -> HayflickError:
+    return HayflickError(
+        ErrorReason.ERROR_REASON_NODE_ALREADY_CONNECTED,
+        f"another orchestrator is connected as {node_id}",
+        metadata={"node_id": node_id},
+    )
 
 
 def _lost(workers: Iterable[Worker], now_us: int, detail: str) -> list[tuple[Worker, Exit]]:

@@ -89,12 +89,22 @@ class Outbox:
             HayflickError: AUDIT_UNAVAILABLE when that is not so in time.
         """
         queued = Queued(position, b"")
-        if queued.boot < self._boot and self._caught_up:
+        if queued.boot != self._boot:
+            await self._dropped(position, timeout_seconds)
             return
         try:
             await self._client.wait_acknowledged(queued.sequence, timeout_seconds)
         except HayflickError as error:
             raise unavailable(error.message) from error
+
+    async def _dropped(self, position: int, timeout_seconds: float) -> None:
+        """Wait for an event of an earlier start, or of another controller on the same database."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while await self._store.transact(lambda tx: tx.waits(position)):  # noqa: ASYNC110
+                    await asyncio.sleep(RETRY_SECONDS)  # nothing tells of another process
+        except TimeoutError:
+            raise unavailable("whoever recorded the decision has not delivered it") from None
 
     async def wait_up(self) -> None:
         """Return once the logger answers and has what earlier boots left."""
@@ -171,8 +181,23 @@ class Outbox:
                 log.warning("events of an earlier start wait for the logger: %s", error.message)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _deliver_page(self, page: list[Queued]) -> None:
-        client = AuditClient(self._address, source_of(self._store.identity.controller_id, page[0].boot))
+    async def deliver_left_over(self) -> None:
+        """Deliver, in its name, what a controller on the same database that is gone left waiting.
+
+        Should it return meanwhile and deliver the same, the logger knows each event by
+        its source and sequence.
+
+        Raises:
+            HayflickError: SERVICE_UNAVAILABLE, AUDIT_UNAVAILABLE; they wait on.
+        """
+        for controller_id in await self._store.transact(lambda tx: tx.left_over()):
+            while page := await self._store.transact(partial(_queued_of, controller_id)):
+                log.warning("%d events of controller %s are delivered for it", len(page), controller_id)
+                await self._deliver_page(page, controller_id)
+
+    async def _deliver_page(self, page: list[Queued], controller_id: str = "") -> None:
+        whose = controller_id or self._store.identity.controller_id
+        client = AuditClient(self._address, source_of(whose, page[0].boot))
         await client.start()
         try:
             for event in page:
@@ -180,7 +205,7 @@ class Outbox:
             await client.wait_acknowledged(page[-1].sequence, BACKLOG_TIMEOUT_SECONDS)
         finally:
             await client.close(flush_seconds=0)
-        await self._store.transact(lambda tx: tx.delivered(page[-1].position))
+        await self._store.transact(lambda tx: tx.delivered(page[-1].position, whose))
 
     def _acknowledged(self, sequence: int) -> None:
         del sequence
@@ -208,6 +233,12 @@ class Outbox:
 
 def _queued(after: int, tx: Tx) -> list[Queued]:
     return tx.queued(after, PAGE_EVENTS)
+
+
+def _queued_of(controller_id: str, tx: Tx) -> list[Queued]:
+    """Return a page of another controller's events, all of one boot."""
+    page = tx.queued(0, PAGE_EVENTS, controller_id)
+    return [event for event in page if event.boot == page[0].boot]
 
 
 def not_recorded(message: str) -> HayflickError:

@@ -75,6 +75,10 @@ class Roster:
         if worker.expire_us is not None:
             self._expire_us[worker.worker_id] = worker.expire_us
 
+    def known(self) -> frozenset[str]:
+        """Return the living."""
+        return frozenset(self._workers)
+
     def expired(self, before_us: int) -> list[str]:
         """Return the workers whose life by contract ended before *before_us*."""
         return [worker_id for worker_id, expire_us in self._expire_us.items() if expire_us < before_us]

@@ -36,7 +36,7 @@ from hayflick_controller.model import (
 )
 from hayflick_controller.store import Commit, Store
 from hayflick_controller.store.protocol import Beat
-from hayflick_controller.store.sql import sqlite_store
+from hayflick_controller.store.sql import postgres_store, sqlite_store
 from hayflick_controller.terms import (
     DenialClass,
     FamilyBudget,
@@ -121,9 +121,12 @@ def without_snapshot(of: Worker) -> Worker:
 Maker = Callable[[], Store]
 
 
-@pytest.fixture(params=["sqlite file", "sqlite memory"])
+@pytest.fixture(params=["sqlite file", "sqlite memory", "postgresql"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Maker:
     """The implementations under test."""
+    if request.param == "postgresql":
+        url = request.getfixturevalue("cluster").new_database()
+        return lambda: postgres_store(url, "controller-1")
     if request.param == "sqlite memory":
         return lambda: sqlite_store(None)
     return lambda: sqlite_store(tmp_path / "data" / "controller.db")

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Select, bindparam, insert, select, update
 
-from hayflick_controller.model import Latch, Scope
+from hayflick_controller.model import Latch, Scope, ScopeKind
 from hayflick_controller.store import rows, schema
 from hayflick_controller.store.part import Part, batches, new
 
@@ -46,5 +46,7 @@ class Latches(Part):
 
     def put_latch(self, latch: Latch) -> None:  # noqa: D102
         values = rows.latch_values(latch)
+        if latch.scope.kind is ScopeKind.QUARANTINE:
+            self._quarantines.append(latch.scope.id)
         if not self._driver.run(CHANGE_LATCH, {"key": values["scope"], **new(values)}):
             self._driver.run(ADD_LATCH, values)

@@ -98,6 +98,7 @@ class Manifests(Part):
             select(manifests.c.contract_id, func.count()).where(chosen).group_by(manifests.c.contract_id)
         ).all()
         if found:
+            self._driver.writing()
             connection.execute(update(manifests).where(chosen).values(status=ManifestStatus.RETURNED.value))
         returned = {contract_id: int(count) for contract_id, count in found}
         for contract_id, count in returned.items():

@@ -1,4 +1,4 @@
-"""Events that wait for the logger."""
+"""Events that wait for the logger, each with the controller that recorded it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ outbox = schema.outbox
 
 ADD_EVENT = insert(outbox)
 QUEUED = (
-    select(outbox)
-    .where(outbox.c.position > bindparam("after"))
+    select(outbox.c.position, outbox.c.body)
+    .where(outbox.c.controller_id == bindparam("whose"), outbox.c.position > bindparam("after"))
     .order_by(outbox.c.position)
     .limit(bindparam("limit"))
 )
-DELIVERED = delete(outbox).where(outbox.c.position <= bindparam("upto"))
+WAITING = select(outbox.c.position).where(outbox.c.position == bindparam("position"))
+DELIVERED = delete(outbox).where(
+    outbox.c.controller_id == bindparam("whose"), outbox.c.position <= bindparam("upto")
+)
+OTHERS = select(outbox.c.controller_id).where(outbox.c.controller_id != bindparam("whose")).distinct()
 
 
 class Outbox(Part):
@@ -27,21 +31,43 @@ class Outbox(Part):
 
     @property
     def position(self) -> int:  # noqa: D102
-        return Queued.position_of(self._boot, self.sequence)
+        return Queued.position_of(self._identity.boot, self.sequence)
 
     def record(self, event: Event) -> None:  # noqa: D102
         self.sequence += 1
         self._events.append(Queued(self.position, render.event(event).SerializeToString()))
 
-    def queued(self, after: int, limit: int) -> list[Queued]:  # noqa: D102
-        found = self._driver.all(QUEUED, {"after": after, "limit": limit})
+    def queued(self, after: int, limit: int, controller_id: str = "") -> list[Queued]:  # noqa: D102
+        whose = controller_id or self._identity.controller_id
+        found = self._driver.all(QUEUED, {"whose": whose, "after": after, "limit": limit})
         return [Queued(row.position, row.body) for row in found]
 
-    def delivered(self, position: int) -> None:  # noqa: D102
-        self._driver.run(DELIVERED, {"upto": position})
+    def waits(self, position: int) -> bool:  # noqa: D102
+        return self._driver.one(WAITING, {"position": position}) is not None
+
+    def delivered(self, position: int, controller_id: str = "") -> None:  # noqa: D102
+        whose = controller_id or self._identity.controller_id
+        self._driver.run(DELIVERED, {"whose": whose, "upto": position})
+
+    def left_over(self) -> list[str]:  # noqa: D102
+        others = [
+            row.controller_id for row in self._driver.all(OTHERS, {"whose": self._identity.controller_id})
+        ]
+        return [controller_id for controller_id in others if not self._is_alive(controller_id)]
+
+    def alive(self, controller_id: str) -> bool:  # noqa: D102
+        return controller_id == self._identity.controller_id or self._is_alive(controller_id)
 
     def _write_events(self) -> None:
         # At the end, in one statement: what a rollback undoes is never written.
         self._driver.run_many(
-            ADD_EVENT, [{"position": event.position, "body": event.body} for event in self._events]
+            ADD_EVENT,
+            [
+                {
+                    "position": event.position,
+                    "body": event.body,
+                    "controller_id": self._identity.controller_id,
+                }
+                for event in self._events
+            ],
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,7 +12,7 @@ from hayflick_controller.store.rows import Values
 if TYPE_CHECKING:
     from hayflick_controller.model import StopCondition, Worker
     from hayflick_controller.store.prepared import Driver
-    from hayflick_controller.store.protocol import Queued
+    from hayflick_controller.store.protocol import Identity, Queued
 
 T = TypeVar("T")
 
@@ -48,13 +48,23 @@ class Change:
 class Part:
     """The base of each part of :class:`~hayflick_controller.store.transaction.SqlTx`."""
 
-    def __init__(self, driver: Driver, boot: int, sequence: int, immutable: Immutable) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        identity: Identity,
+        sequence: int,
+        immutable: Immutable,
+        is_alive: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self._driver = driver
-        self._boot = boot
+        self._identity = identity
+        self._is_alive = is_alive
         self.sequence = sequence
         self._immutable = immutable
         self._events: list[Queued] = []
         self._changed: dict[str, Worker] = {}
+        self._heard: dict[str, Worker] = {}
+        self._quarantines: list[str] = []
         self._population: defaultdict[str, Change] = defaultdict(Change)
 
 

@@ -36,7 +36,11 @@ logger never takes a new event for one that it knows.
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who the controller is: a name for life, and how often it has started."""
+    """Who the controller is: a name for life, and the number of this start.
+
+    Each start of any controller on a database has a higher number than all
+    before, so that a position names one event among all of theirs.
+    """
 
     controller_id: str
     boot: int
@@ -76,11 +80,25 @@ class Queued:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """What other controllers on the same database are told of a commit.
+
+    Attributes:
+        worker_ids: The workers that it changed.
+        quarantine_ids: The workers whose quarantine it engaged or released.
+    """
+
+    worker_ids: tuple[str, ...] = ()
+    quarantine_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """What a transaction did, told after it committed, in the order of commits."""
 
     events: tuple[Queued, ...] = ()
     workers: tuple[Worker, ...] = ()
+    notice: Notice = Notice()
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,11 +291,25 @@ class Tx(Protocol):
     def record(self, event: Event) -> None:
         """Put *event* in the outbox, at the next position."""
 
-    def queued(self, after: int, limit: int) -> list[Queued]:
-        """Return at most *limit* events past position *after*, in order."""
+    def queued(self, after: int, limit: int, controller_id: str = "") -> list[Queued]:
+        """Return at most *limit* events past position *after*, in order; our own, or another's."""
 
-    def delivered(self, position: int) -> None:
-        """Drop the events up to and including *position*."""
+    def waits(self, position: int) -> bool:
+        """Return whether the event at *position*, whosever it is, is not known to be delivered."""
+
+    def delivered(self, position: int, controller_id: str = "") -> None:
+        """Drop the events up to and including *position*; our own, or another's."""
+
+    # Other controllers on the same database
+
+    def heard(self, worker_ids: Iterable[str]) -> list[Worker]:
+        """Return workers that another controller changed; our followers are told of them at the commit."""
+
+    def alive(self, controller_id: str) -> bool:
+        """Return whether a controller is connected; one that is not will not be before our commit."""
+
+    def left_over(self) -> list[str]:
+        """Return the controllers that are not connected and have events waiting."""
 
 
 class Store(Protocol):
@@ -286,6 +318,10 @@ class Store(Protocol):
     @property
     def identity(self) -> Identity:
         """Who the controller is; raised in the database at each open."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other controllers may work on the same database."""
 
     async def open(self, on_commit: Callable[[Commit], None]) -> None:
         """Connect, migrate, and count this start.

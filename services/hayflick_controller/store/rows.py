@@ -294,4 +294,5 @@ def node(row: Row[Any]) -> Node:
         connect_us=row.connect_us,
         last_ack_us=row.last_ack_us,
         connected=row.connected,
+        controller_id=row.controller_id,
     )

@@ -201,6 +201,7 @@ nodes = Table(
     Column("connect_us", BigInteger, nullable=False),
     Column("last_ack_us", BigInteger, nullable=False),
     Column("connected", Boolean, nullable=False),
+    Column("controller_id", String(64), nullable=False, server_default=text("''")),
 )
 
 answers = Table(
@@ -220,4 +221,6 @@ outbox = Table(
     metadata,
     Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("body", LargeBinary, nullable=False),
+    Column("controller_id", String(64), nullable=False, server_default=text("''")),
+    Index("ix_outbox_controller_id_position", "controller_id", "position"),
 )

@@ -10,7 +10,7 @@ from hayflick_controller.store.latches import Latches
 from hayflick_controller.store.manifests import Manifests
 from hayflick_controller.store.nodes import Nodes
 from hayflick_controller.store.outbox import Outbox
-from hayflick_controller.store.protocol import Commit
+from hayflick_controller.store.protocol import Commit, Notice
 from hayflick_controller.store.workers import Workers
 
 
@@ -21,4 +21,6 @@ class SqlTx(Answers, Attestations, Contracts, Keys, Latches, Manifests, Workers,
         """Write what was held back; the transaction may then be committed."""
         self._write_population()
         self._write_events()
-        return Commit(tuple(self._events), tuple(self._changed.values()))
+        workers = {**self._heard, **self._changed}
+        notice = Notice(tuple(self._changed), tuple(self._quarantines))
+        return Commit(tuple(self._events), tuple(workers.values()), notice)

@@ -219,6 +219,15 @@ class Workers(Part):
             self._count(worker, -1)
             self._changed[worker.worker_id] = replace(worker, state=State.ENDED)
 
+    def heard(self, worker_ids: Iterable[str]) -> list[Worker]:  # noqa: D102
+        found = [
+            worker
+            for part in batches(sorted(set(worker_ids)))
+            for worker in self._found(WORKERS.where(workers.c.worker_id.in_(part)))
+        ]
+        self._heard.update((worker.worker_id, worker) for worker in found)
+        return found
+
     def beat(self, beats: Sequence[Beat]) -> None:  # noqa: D102
         self._driver.run_many(
             BEAT,
