@@ -59,3 +59,8 @@ def test_a_changed_host_is_seen() -> None:
     before = host.look({"mounts", "settings", "devices"})
     after = {**before, "devices": [*before["devices"], "evil"]}  # type: ignore[misc]
     assert host.changed(before, after) == ["devices"]
+
+
+def test_every_number_of_the_checklist_has_a_row() -> None:
+    """No wall is promised that nobody attacks."""
+    assert {row.number for row in ROWS} == set(CHECKLIST)

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..table import Row
-from ..tools import Facts, Verdict, verdict
+from ..tools import Facts, Verdict, summary, verdict
 
 if TYPE_CHECKING:
     from ..arena import Arena
@@ -360,6 +360,39 @@ def start_with_a_wall_gone(arena: Arena, words: tuple[str, ...]) -> Verdict:
     return verdict(False, f"started as {worker.worker_id}")
 
 
+def outdo_the_parent(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Have more than one's parent, of each resource in turn, by a controller that allows everything."""
+    import grpc
+
+    from ...integration.conftest import info_of
+
+    small = {
+        "memory_limit_bytes": 64 * MIB,
+        "cpu_millis": 300,
+        "pids_limit": 24,
+        "workspace_limit_bytes": 8 * MIB,
+    }
+    wishes: dict[str, Any] = {name: value * 2 for name, value in small.items()}
+    wishes |= {"open_files_limit": 1_024, "tmp_limit_bytes": 512 * MIB, "network": {"allow_loopback": True}}
+    answers: dict[str, str] = {}
+    with arena.another(words, turned=True) as other:
+        contract = other.stack.contract()
+        root = other.launch(words, contract_id=contract, **small)
+        for name, wish in wishes.items():
+            wanted = {**small, name: wish}
+            try:
+                other.launch(words, contract_id=contract, parent_id=root.worker_id, **wanted)
+            except grpc.RpcError as error:
+                answers[name] = info_of(error).reason
+            else:
+                answers[name] = "born"
+        equal = other.launch(words, contract_id=contract, parent_id=root.worker_id, **small)
+        lives = other.shell(equal, "true").outcome == "SUCCEEDED"
+    assert set(answers.values()) <= {"EXCEEDS_PARENT", "born"}, answers
+    held = set(answers.values()) == {"EXCEEDS_PARENT"} and lives
+    return verdict(held, f"{summary(answers)}; one like its parent {'lives' if lives else 'does not'}")
+
+
 def survive_the_kill_switch(arena: Arena, words: tuple[str, ...]) -> Verdict:
     """Have a family with daemons, and survive its kill switch."""
     contract, nonce = arena.stack.contract(), arena.nonce()
@@ -464,6 +497,14 @@ ROWS = [
         ("no-memory-groups", "no-rlimits"),
         where="outside",
         faults=("no-memory-groups",),
+    ),
+    Row(
+        66,
+        outdo_the_parent,
+        ("controller", "the node, by the kernel's facts about both"),
+        ("no-narrowing",),
+        where="outside",
+        limits_of_it="the controller is turned in both runs; that it refuses by itself is tested with it",
     ),
     Row(
         67,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import TYPE_CHECKING
 
 from ..table import Row
 from ..tools import Facts, Verdict, attempt, summary, syscall, verdict
+
+if TYPE_CHECKING:
+    from ..arena import Arena
 
 
 def connected(family: int, kind: int, address: object) -> str:
@@ -64,6 +68,61 @@ def reach_metadata(facts: Facts) -> Verdict:
         set(tries.values()) <= refusals and not resolvers,
         f"{summary(tries)}; resolvers {resolvers or 'none'}",
     )
+
+
+def ask_the_proxy(facts: Facts) -> Verdict:
+    """Ask the proxy for the host's loopback by every spelling."""
+    port = facts["tcp_port"]
+
+    def say(data: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", 3128), timeout=2) as sock:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            got = b""
+            try:
+                while piece := sock.recv(4_096):
+                    got += piece
+            except (ConnectionResetError, TimeoutError):
+                pass
+        return got
+
+    spellings = (
+        *(b"127.0.0.1", b"localhost", b"LOCALHOST.", b"127.1", b"2130706433", b"0x7f000001", b"0177.0.0.1"),
+        *(b"[::1]", b"[::ffff:127.0.0.1]", b"0.0.0.0", b"169.254.169.254", b"127.0.0.1\0.ok.invalid"),
+        *(b"ok.invalid\0.localhost", b"ok.invalid@127.0.0.1", b"127.0.0.1#.ok.invalid", b"evil.ok.invalid"),
+        *(
+            b"127.0.0.1/.ok.invalid",
+            b"ok.invalid.localhost",
+            b"127.0.0.1\r\nHost: ok.invalid",
+            b"ok.\xc4\xb1nvalid",
+        ),
+    )
+    tries = {}
+    for name in spellings:
+        status = say(b"CONNECT %b:%d HTTP/1.1\r\nHost: ok.invalid\r\n\r\n" % (name, port))
+        tries[name.decode(errors="replace")] = status[9:12].decode(errors="replace") or "closed"
+    page = say(b"GET http://ok.invalid@127.0.0.1:%d/ HTTP/1.1\r\nHost: ok.invalid\r\n\r\n" % port)
+    tries["a page"] = page[9:12].decode(errors="replace") or "closed"
+    number = port.to_bytes(2, "big")
+    for name, address in (
+        ("4", b"\1\x7f\0\0\1"),
+        ("name", b"\3\x09127.0.0.1"),
+        ("6", b"\4" + bytes(15) + b"\1"),
+    ):
+        answer = say(b"\5\1\0\5\1\0" + address + number)
+        tries[f"socks {name}"] = f"socks {answer[3]}" if len(answer) > 3 else "closed"
+    reached = [name for name, answer in tries.items() if answer in ("200", "socks 0")]
+    return verdict(not reached, summary(tries)) | {"tries": len(tries)}
+
+
+def get_past_the_proxy(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Reach the host's loopback through a proxy that lists another name, and leave no trace."""
+    network = {"allowed_hosts": [f"ok.invalid:{arena.facts['tcp_port']}"]}
+    worker = arena.launch(words, network=network)
+    answer = arena.attack(worker, {"ask": ask_the_proxy}, {})["ask"]
+    assert "error" not in answer, answer
+    recorded = arena.stack.events(worker.worker_id).count("egress")
+    return verdict(answer["held"] and recorded > 0, f"{answer['seen']}; {recorded} on record")
 
 
 def make_ipc(facts: Facts) -> Verdict:
@@ -126,6 +185,13 @@ def inherit_environment(facts: Facts) -> Verdict:
 SHARED_NET = ("host-net", "no-seccomp", "no-landlock")
 
 ROWS = [
+    Row(
+        49,
+        get_past_the_proxy,
+        ("allow-list proxy", "network namespace", "Landlock"),
+        ("proxy-lists-loopback",),
+        where="outside",
+    ),
     Row(45, reach_host_loopback, ("seccomp", "Landlock", "network namespace"), SHARED_NET),
     Row(
         45,

@@ -81,8 +81,10 @@ def weaken_signals() -> None:
 
 def weaken_services() -> None:
     """Say that each sandbox holds, believe a worker about whom it may touch, and let it print without end."""
+    from hayflick_orchestrator import egress_client
     from hayflick_orchestrator.calls import WorkerCalls
     from hayflick_orchestrator.host import Host
+    from hayflick_orchestrator.launcher import Launcher
     from hayflick_orchestrator.tasks import TaskRun
 
     real_examine = Host._examine
@@ -95,6 +97,7 @@ def weaken_services() -> None:
 
     Host._examine = examine  # type: ignore[method-assign]
     real_descendant, real_run = WorkerCalls._descendant, TaskRun.__init__
+    real_terms, real_narrower = egress_client._terms, Launcher._require_narrower
 
     def descendant(self: WorkerCalls, caller: Any, worker_id: str) -> Any:
         if "anybody-is-a-descendant" in words():
@@ -106,6 +109,17 @@ def weaken_services() -> None:
         if "no-output-limit" in words():
             self._output_left_bytes = None
 
+    def terms(hosts: Any, limit_bytes: int) -> dict[str, Any]:
+        if "proxy-lists-loopback" in words():
+            hosts = [*hosts, *(f"127.0.0.1:{host.rpartition(':')[2]}" for host in hosts)]
+        return real_terms(hosts, limit_bytes)
+
+    def compare(self: Launcher, *arguments: Any) -> None:
+        if "no-narrowing" not in words():
+            real_narrower(self, *arguments)
+
+    egress_client._terms = terms
+    Launcher._require_narrower = compare  # type: ignore[method-assign]
     WorkerCalls._descendant = descendant  # type: ignore[method-assign]
     TaskRun.__init__ = run  # type: ignore[method-assign]
 

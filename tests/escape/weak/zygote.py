@@ -207,6 +207,8 @@ OTHERS = {
         "polite-kill",
         "no-memory-groups",
         "judged",
+        "no-narrowing",
+        "proxy-lists-loopback",
         "no-bounds",
         "no-output-limit",
         "keep-sent-descriptors",
