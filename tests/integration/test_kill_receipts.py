@@ -36,11 +36,12 @@ def engage(stack: Stack, contract_id: str, **fields: object) -> controller_pb2.E
     return stack.controller.EngageKillSwitch(request)
 
 
-def details_of(stack: Stack, name: str, decision: str = "") -> dict[str, object]:
-    """Return the details of the newest event of that name and decision, once there is one."""
+def details_of(stack: Stack, name: str, decision: str = "", contract_id: str = "") -> dict[str, object]:
+    """Return the details of the newest event of that name, decision and contract, once there is one."""
 
     def found() -> dict[str, object] | None:
-        request = logger_pb2.ListEventsRequest(filter=logger_pb2.EventFilter(events=[name]), page_size=1_000)
+        wanted = logger_pb2.EventFilter(events=[name], contract_id=contract_id)
+        request = logger_pb2.ListEventsRequest(filter=wanted, page_size=1_000)
         all_ = [dict(recorded.event.details) for recorded in stack.logger.ListEvents(request).events]
         chosen = [one for one in all_ if not decision or one.get("decision") == decision]
         return chosen[-1] if chosen else None
@@ -74,7 +75,7 @@ def test_a_kill_answers_with_a_receipt_that_anyone_can_check(stack: Stack) -> No
     assert (node["node_id"], node["confirmed"], node["error"]) == (stack.node_id, 3, "")
     assert node["unpopulated"] == (answer.nodes[0].unpopulated)
     assert 0 < node["last_death_seconds"] <= node["elapsed_seconds"] <= document["elapsed_seconds"]
-    logged = details_of(stack, "audit", "kill_switch_confirmed")
+    logged = details_of(stack, "audit", "kill_switch_confirmed", contract)
     assert logged["receipt_sha256"] == hashlib.sha256(receipt.document_json.encode()).hexdigest()
 
 
