@@ -1,7 +1,7 @@
 # One-line verbs. Each that needs the virtual environment makes it first, and
 # that is quick when nothing has changed. PYTHON=/path/to/python chooses another.
 .DEFAULT_GOAL := help
-.PHONY: help setup protos lint type test test-fast test-rootless escape check demo bench clean
+.PHONY: help setup protos lint type test test-fast test-rootless escape check demo bench neighbours clean
 export PYTHON
 
 # Its scripts hold absolute paths, this one does not: the tree may lie anywhere.
@@ -42,6 +42,9 @@ demo: setup ## Run the main job on real workers
 
 bench: setup ## Measure, beside bubblewrap where it is installed
 	@$(VENV)/python bench $(ARGS)
+
+neighbours: setup ## Measure what a worker that wears the machine down costs others (stress-ng)
+	@$(VENV)/python bench --only neighbours
 
 clean:      ## Remove what all of this made
 	@scripts/clean

@@ -416,6 +416,18 @@ async def bench_controller(report: Report, workers: int) -> None:
         stream.cancel()
 
 
+async def bench_neighbours(report: Report, workers: int) -> None:
+    """What a worker that wears the machine down costs others."""
+    import neighbours
+
+    del workers
+    if shutil.which("stress-ng") is None:
+        report.row("neighbours", "not measured", "apt-get install stress-ng")
+        return
+    async with Cluster.open() as cluster:
+        await neighbours.measure(report.row, cluster)
+
+
 def bench_record(report: Report, workers: int) -> None:
     """The logger alone."""
     import record
@@ -439,6 +451,7 @@ SECTIONS: dict[str, Callable[[Report, int], object]] = {
     "kill": lambda report, workers: asyncio.run(bench_kill(report, workers)),
     "controller": lambda report, workers: asyncio.run(bench_controller(report, workers)),
     "record": bench_record,
+    "neighbours": lambda report, workers: asyncio.run(bench_neighbours(report, workers)),
 }
 
 
