@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from ..integration.conftest import Stack, shell, until
 from .conftest import Machine, need
 
 
@@ -72,3 +73,14 @@ def test_go(machine: Machine, go_program: bytes) -> None:
     """A static Go program runs goroutines, timers, sockets and children."""
     machine.put("program", go_program, executable=True)
     assert machine.run("./program").endswith(" over a socket, from a child\n")
+
+
+def test_the_wire_is_live(stack: Stack) -> None:
+    """That none of these left a denial means something: a program that makes a namespace does."""
+    need("unshare")
+    worker = stack.launch()
+    one = Machine(stack, worker)
+    assert stack.run(worker, shell("unshare --user true"), keep=True).result.exit_code != 0
+    assert one.counted() > 0
+    until(one.denials)
+    stack.stop(worker)

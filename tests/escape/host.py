@@ -16,7 +16,10 @@ SETTINGS = (
     *("fs/suid_dumpable", "vm/overcommit_memory", "user/max_user_namespaces", "kernel/dmesg_restrict"),
 )
 SYSTEM_FILES = ("/etc/passwd", "/etc/shadow", "/etc/group", "/etc/ld.so.preload", "/bin/sh")
-SYSTEM_DIRECTORIES = ("/", "/etc", "/usr", "/usr/bin", "/dev", "/home", "/var/tmp", "/root")
+SYSTEM_DIRECTORIES = ("/", "/etc", "/usr", "/usr/bin", "/dev")
+# Where others of this machine work too, what attacks make is known by its name.
+SHARED_DIRECTORIES = ("/home", "/root", "/run", "/tmp", "/var/tmp")
+OURS = "escape-"
 
 
 def _mounts() -> object:
@@ -41,14 +44,15 @@ def _files() -> object:
         except OSError as error:  # an ordinary user reads no shadow
             hashes[path] = type(error).__name__
     listed = {path: _names(path) for path in SYSTEM_DIRECTORIES}
-    return hashes, listed
+    ours = {path: [name for name in _names(path) if name.startswith(OURS)] for path in SHARED_DIRECTORIES}
+    return hashes, listed, ours
 
 
-def _names(path: str) -> object:
+def _names(path: str) -> list[str]:
     try:
         return sorted(os.listdir(path))
     except OSError as error:
-        return type(error).__name__
+        return [type(error).__name__]
 
 
 def _disk() -> object:
