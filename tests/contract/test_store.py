@@ -439,6 +439,23 @@ async def test_answers(store: Store) -> None:
     assert await store.transact(lambda tx: tx.answer("request")) is None
 
 
+async def test_attestations_come_back(store: Store, commits: list[Commit]) -> None:
+    """What was found of a sandbox is read as it was written, the newest word counts, and it is told of."""
+    one = worker("a")
+    await add(store, one)
+    assert await store.transact(lambda tx: tx.attestation("a")) == b""
+    for word in (b"first", b"\x00second"):
+        attested = replace(one, attestation=word)
+        await store.transact(
+            lambda tx, attested=attested: tx.attest(attested, attested.attestation + b" and all")
+        )
+        found = await store.transact(lambda tx: tx.worker("a"))
+        assert found is not None
+        assert found.attestation == word
+        assert await store.transact(lambda tx: tx.attestation("a")) == word + b" and all"
+    assert word in [told.attestation for commit in commits for told in commit.workers]
+
+
 async def test_nodes(store: Store) -> None:
     """A node is kept by name, the last word counts."""
     node = Node("node-1", "digest", "unix:///x", "3.11", 5, 6)

@@ -37,6 +37,7 @@ from replication import (
     WorkerEnded,
 )
 from replication.testing import Services, embedded
+from tests.integration.conftest import until
 
 SECRET = "only-for-tests"
 RESOURCES = ResourceSpec(cpu_limit=1.0, memory_limit_mb=128)
@@ -84,6 +85,16 @@ def farm(services: Services) -> Iterator[Callable[..., Farm]]:
     for one in made:
         one.controller.kill_switch(one.orchestrator)
         assert not one.controller.registry
+
+
+def test_a_worker_shows_what_its_sandbox_was_measured_to_hold(farm: Callable[..., Farm]) -> None:
+    """Under a contract that demands a grade, a worker that runs has it, and its record says so."""
+    one = farm(min_grade="C")
+    worker = one.root()
+    assert worker.perform_task(lambda _: "ran") == "ran"
+    # Its node tells the controller with the first beat.
+    grade = until(lambda: one.controller.worker(worker.worker_id).isolation_grade)
+    assert grade in ("A", "B", "C")
 
 
 def test_a_task_returns_its_value_and_prints_where_its_caller_prints(

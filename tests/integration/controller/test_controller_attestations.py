@@ -74,6 +74,7 @@ async def test_too_little_is_not_enough(bench: Any, grade: str | None, key: Any,
     ended = await bench.ended(worker.worker_id)
     assert ended.exit.reason == resources_pb2.END_REASON_KILLED
     assert ended.exit.detail == f"isolation: {cause}"
+    assert await bench.recorded(contract.contract_id, "isolation_refused")
     (found,) = await refusals(bench, contract.contract_id)
     assert (found["cause"], found["min_grade"], found["node_id"]) == (cause, "B", node.node_id)
 
