@@ -6,30 +6,22 @@ The document is RFC 8785 JSON; docs/failure.md describes it, and how to check on
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
 
 from hayflick.v1 import controller_pb2
 from hayflick_controller.clock import rfc3339
-from hayflick_rpc import wire
+from hayflick_rpc import events, keyfile, wire
+from hayflick_rpc.attestation import key_id
 
 if TYPE_CHECKING:
     from hayflick_controller.model import Latch, Worker
+    from hayflick_rpc.events import Json
 
 KEY_NAME = "receipts.key"
-KEY_ID_CHARS = 16
 
 
 class Signer:
@@ -41,8 +33,8 @@ class Signer:
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
-        self.public_key = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-        self.key_id = hashlib.sha256(self.public_key).hexdigest()[:KEY_ID_CHARS]
+        self.public_key = key.public_key().public_bytes_raw()
+        self.key_id = key_id(self.public_key)
 
     @classmethod
     def load(cls, directory: Path) -> Signer:
@@ -54,17 +46,12 @@ class Signer:
         """
         path = directory / KEY_NAME
         if not path.exists():
-            _make(path)
-        if path.stat().st_mode & 0o077:
-            raise OSError(1, "others may read the key that signs receipts; make it mode 0600", str(path))
-        key = load_pem_private_key(path.read_bytes(), password=None)
-        if not isinstance(key, Ed25519PrivateKey):
-            raise ValueError(f"{path}: is no Ed25519 key")  # noqa: TRY004 -- a value, not a type, to the user
-        return cls(key)
+            keyfile.store(path, Ed25519PrivateKey.generate())
+        return cls(keyfile.load(path))
 
-    def sign(self, document: Mapping[str, object]) -> controller_pb2.KillReceipt:
+    def sign(self, document: Json) -> controller_pb2.KillReceipt:
         """Return *document* as a signed receipt."""
-        text = rfc8785.dumps(dict(document))  # type: ignore[arg-type]
+        text = events.canonical(document)
         return controller_pb2.KillReceipt(
             document_json=text.decode(),
             key_id=self.key_id,
@@ -102,7 +89,7 @@ def document(
     targets: Sequence[Worker],
     response: controller_pb2.EngageKillSwitchResponse,
     issue_us: int,
-) -> dict[str, object]:
+) -> dict[str, Json]:
     """Return what a receipt says of a kill that is over, or out of time.
 
     A worker is listed as dead only when its node saw its pid namespace empty, or
@@ -146,16 +133,3 @@ def document(
 
 def _round(value: float) -> float:
     return round(value, 6)
-
-
-def _make(path: Path) -> None:
-    key = Ed25519PrivateKey.generate()
-    data = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    fresh = path.with_name(path.name + ".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    fresh.rename(path)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
 
 from hayflick_logger.directory import sync
+from hayflick_rpc import keyfile
 from hayflick_tlog.note import BadNote, Signer, Verifier
 
 if TYPE_CHECKING:
@@ -38,11 +32,7 @@ def load_signer(directory: Path, origin: str = "") -> Signer:
     private, public = directory / PRIVATE, directory / PUBLIC
     if not private.exists():
         _make(directory, origin or f"hayflick/{secrets.token_hex(8)}")
-    if private.stat().st_mode & 0o077:
-        raise OSError(1, "others may read the logger's signing key; make it mode 0600", str(private))
-    key = load_pem_private_key(private.read_bytes(), password=None)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ValueError(f"{private}: is no Ed25519 key")  # noqa: TRY004 -- a value, not a type, to the user
+    key = keyfile.load(private)
     try:
         name = Verifier.parse(public.read_text(encoding="utf-8")).name
     except BadNote as error:
@@ -59,17 +49,6 @@ def _make(directory: Path, origin: str) -> None:
     except BadNote as error:
         raise ValueError(f"origin: {error}") from error
     # The public half first: a private key without it would not be found again.
-    _write(directory / PUBLIC, f"{public}\n".encode())
-    _write(directory / PRIVATE, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    keyfile.write(directory / PUBLIC, f"{public}\n".encode())
+    keyfile.store(directory / PRIVATE, key)
     sync(directory)
-
-
-def _write(path: Path, data: bytes) -> None:
-    fresh = path.with_name(path.name + ".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    fresh.rename(path)
