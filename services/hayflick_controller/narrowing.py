@@ -7,15 +7,15 @@ left to the node is not known here; the node compares what its kernel enforces.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
+from hayflick_controller import licences
 from hayflick_controller.clock import MICROSECONDS
 from hayflick_controller.model import NetworkPolicy, Resources
+from hayflick_rpc import hosts
 
 MAX_LIMIT_CHARS = 256
-DEFAULT_PORTS = (443, 80)
 
 _REQUIRED = ("cpu_millis", "memory_limit_bytes")
 _OPTIONAL = (
@@ -26,8 +26,6 @@ _OPTIONAL = (
     "tmp_limit_bytes",
     "output_limit_bytes",
 )
-_LICENCES = ("allow_controller", "allow_external", "allow_loopback")
-_WILDCARD = "*."
 
 
 class Excess(NamedTuple):
@@ -73,44 +71,21 @@ def excess(child: Resources, parent: Resources) -> Excess | None:
 
 def network_excess(child: NetworkPolicy, parent: NetworkPolicy) -> Excess | None:
     """Return the first licence that *child* has and *parent* does not, or ``None``."""
-    for name in _LICENCES:
-        if getattr(child, name) and not getattr(parent, name):
-            return Excess(name, "false")
-    if not all(_reaches(parent, host) for host in child.allowed_hosts):
-        return Excess("allowed_hosts", ",".join(parent.allowed_hosts)[:MAX_LIMIT_CHARS])
-    limit_bytes = parent.egress_limit_bytes
-    carries = bool(child.allowed_hosts)  # what crosses no proxy is not counted
-    if limit_bytes and carries and not 0 < child.egress_limit_bytes <= limit_bytes:
-        return Excess("egress_limit_bytes", limit_bytes)
-    return None
+    reached = parent
+    if parent.allow_external:
+        names = tuple(text for text in child.allowed_hosts if _outside(hosts.rule(text)))
+        reached = replace(parent, allowed_hosts=parent.allowed_hosts + names)
+    match licences.wider_in(child, reached):
+        case "":
+            return None
+        case "allowed_hosts":
+            return Excess("allowed_hosts", ",".join(parent.allowed_hosts)[:MAX_LIMIT_CHARS])
+        case "egress_limit_bytes":
+            return Excess("egress_limit_bytes", parent.egress_limit_bytes)
+        case field:
+            return Excess(field, "false")
 
 
-def _reaches(policy: NetworkPolicy, host: str) -> bool:
-    name, ports = _split(host)
-    # The whole outside is any name, but an address may be one of the host's own.
-    if policy.allow_external and not _is_address(name) and name.split(".")[-1] != "localhost":
-        return True
-    return all(_covered(name, port, policy.allowed_hosts) for port in ports)
-
-
-def _covered(name: str, port: int, hosts: Iterable[str]) -> bool:
-    return any(port in ports and _matches(pattern, name) for pattern, ports in map(_split, hosts))
-
-
-def _matches(pattern: str, name: str) -> bool:
-    if pattern == name:
-        return True
-    # "*.a" is every name below "a", and so is all that "*.b.a" is; no address is below a name.
-    below = pattern.startswith(_WILDCARD) and not _is_address(name)
-    return below and name.removeprefix(_WILDCARD).endswith(pattern[1:])
-
-
-def _split(host: str) -> tuple[str, tuple[int, ...]]:
-    name, colon, port = host.rpartition(":")
-    if not colon or host.endswith("]"):
-        return host, DEFAULT_PORTS
-    return name, (int(port),)
-
-
-def _is_address(name: str) -> bool:
-    return name.startswith("[") or name.replace(".", "").isdigit()
+def _outside(rule: hosts.Rule) -> bool:
+    # The whole outside has any name, but an address may be one of the host's own.
+    return isinstance(rule.host, str) and rule.host.split(".")[-1] != "localhost"

@@ -186,9 +186,13 @@ def rules(texts: Iterable[str]) -> tuple[Rule, ...]:
 
 
 def covered(narrow: Iterable[Rule], by: Iterable[Rule]) -> bool:
-    """Return whether each of *narrow* is allowed by one of *by* already."""
+    """Return whether *by* allows all that *narrow* does; two rules may share a host's ports."""
     wide = tuple(by)
-    return all(any(one.covers(other) for one in wide) for other in narrow)
+    return all(
+        any(one.covers(Rule(other.host, other.below, frozenset({port}))) for one in wide)
+        for other in narrow
+        for port in other.ports
+    )
 
 
 def common(first: Iterable[Rule], second: Iterable[Rule]) -> tuple[str, ...]:
