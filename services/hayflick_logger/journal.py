@@ -306,7 +306,7 @@ class Journal:
                 try:
                     bundle = index // WIDTH, self.files.bundle(index // WIDTH)
                 except (OSError, BadTile) as error:
-                    raise corrupt(f"the record cannot be read back: {error}", index) from error
+                    raise recovery.corrupt(f"the record cannot be read back: {error}", index) from error
             found.append(bundle[1][index % WIDTH])
         return found
 
@@ -406,11 +406,6 @@ class Journal:
         except FileNotFoundError:
             return None
         return recovery.open_checkpoint(note, self.signer.verifier)
-
-
-def corrupt(message: str, index: int) -> HayflickError:
-    """Return the error for a record that is not the one that was kept, at *index*."""
-    return recovery.corrupt(message, index)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -14,9 +14,10 @@ from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_logger import entries
 from hayflick_logger.directory import Claim
 from hayflick_logger.index import Index
-from hayflick_logger.journal import Journal, corrupt
+from hayflick_logger.journal import Journal
 from hayflick_logger.metrics import MetricFilter, MetricStore
 from hayflick_logger.planning import Plan
+from hayflick_logger.recovery import corrupt
 from hayflick_logger.rows import Filter
 from hayflick_rpc.errors import HayflickError
 

@@ -8,13 +8,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import grpc
 import typer
 
-from hayflick.v1 import logger_pb2, logger_pb2_grpc
 from hayflick_cli import export as exporting
-from hayflick_cli.failure import EXIT_BAD, Failure, words_of
-from hayflick_cli.log_source import CALL_SECONDS, load_key, open_source
+from hayflick_cli.failure import EXIT_BAD, Failure
+from hayflick_cli.log_source import load_key, open_source
 from hayflick_tlog.checkpoint import Checkpoint
 from hayflick_tlog.merkle import BadProof
 from hayflick_tlog.note import BadNote
@@ -84,18 +82,16 @@ def prove(
     output: Annotated[Path, typer.Option("--output", "-o", help="where to: FILE.entry and FILE.proof")],
 ) -> None:
     """Write an entry and the proof that it is in the log, to be kept and shown."""
-    if not where.startswith("unix:"):
-        raise Failure("a proof is made by a running logger: unix:///…/logger.sock")
-    with open_source(where) as source, grpc.insecure_channel(where) as channel:
-        stub = logger_pb2_grpc.LoggerServiceStub(channel)
-        size = int(source.checkpoint.split("\n")[1])
-        request = logger_pb2.GetInclusionProofRequest(index=index, tree_size=size)
+    with open_source(where) as source:
+        if source.prove is None:
+            raise Failure("a proof is made by a running logger: unix:///…/logger.sock")
         try:
-            answer = stub.GetInclusionProof(request, timeout=CALL_SECONDS)
-        except grpc.RpcError as error:
-            raise Failure(f"no proof: {words_of(error)}") from None
-        (entry,) = [data for at, data in entries_of(source.read, index + 1, index) if at == index]
-    kept = Proof(index, tuple(answer.hashes), source.checkpoint)
+            size = int(source.checkpoint.split("\n")[1])
+            hashes = source.prove(index, size)
+            (entry,) = [data for at, data in entries_of(source.read, index + 1, index) if at == index]
+        except (OSError, BadTile, ValueError, IndexError) as error:
+            raise Failure(f"no proof: {error}") from None
+    kept = Proof(index, hashes, source.checkpoint)
     output.with_name(output.name + ".entry").write_bytes(entry)
     output.with_name(output.name + ".proof").write_text(str(kept), encoding="utf-8")
     typer.echo(f"wrote {output}.entry and {output}.proof")

@@ -25,11 +25,14 @@ class LogSource:
         read: Returns a file by its path; raises OSError when there is none.
         checkpoint: The signed head.
         stated_key: The key that the source itself names; ``None`` when it names none.
+        prove: Returns the hashes that prove an entry's place in a tree of a size, in this
+            order; raises OSError when there are none. ``None`` where no logger runs.
     """
 
     read: Callable[[str], bytes]
     checkpoint: str
     stated_key: str | None
+    prove: Callable[[int, int], tuple[bytes, ...]] | None = None
 
 
 @contextmanager
@@ -61,7 +64,14 @@ def open_source(where: str, checkpoint: Path | None = None) -> Iterator[LogSourc
             except grpc.RpcError as error:
                 raise OSError(words_of(error)) from None
 
-        yield LogSource(read, note or head.checkpoint, head.verifier_key)
+        def prove(index: int, tree_size: int) -> tuple[bytes, ...]:
+            request = logger_pb2.GetInclusionProofRequest(index=index, tree_size=tree_size)
+            try:
+                return tuple(stub.GetInclusionProof(request, timeout=CALL_SECONDS).hashes)
+            except grpc.RpcError as error:
+                raise OSError(words_of(error)) from None
+
+        yield LogSource(read, note or head.checkpoint, head.verifier_key, prove)
 
 
 def load_key(key: str) -> Verifier:
