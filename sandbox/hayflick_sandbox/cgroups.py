@@ -405,7 +405,7 @@ class Tree:
         try:
             return _fields(_read(self._directory(self._unified, path) / "cgroup.events"))[name]
         except FileNotFoundError:
-            return 0
+            return 0  # removed since, which only an empty one can be
 
     def _directory(self, one: Hierarchy, path: str) -> Path:
         return self.roots[one.root] / path

@@ -180,7 +180,7 @@ class KillSwitch:
         return HayflickError(
             ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE,
             f"the database does not answer: {dead} workers were killed and seen dead on {len(done)} of"
-            f" {len(orders)} nodes, and the latch is set when it returns; ask again with the same request_id",
+            f" {len(orders)} nodes, but no latch is on record; ask again with this request_id until it is",
             metadata={"service": "database", "dead_count": str(dead), "node_count": str(len(orders))},
             retry_after_seconds=1.0,
         )

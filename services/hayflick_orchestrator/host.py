@@ -319,8 +319,6 @@ class Host:
         def empty() -> bool:
             try:
                 return not any(map(self._tree.populated, paths))
-            except FileNotFoundError:
-                return True  # removed since, which only an empty one can be
             except OSError:
                 return False
 

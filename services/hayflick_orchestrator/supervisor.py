@@ -48,7 +48,7 @@ from hayflick_rpc import wire
 from hayflick_rpc.clock import boot_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Collection, Coroutine, Iterable
 
     from hayflick_orchestrator.controller_client import ControllerClient
     from hayflick_orchestrator.host import Host
@@ -184,13 +184,7 @@ class Supervisor:
 
     async def _grace(self, worker: Worker, grace_seconds: float) -> None:
         family = self._population.family(worker.worker_id)
-        for member in family:
-            for task_id in member.sandbox.tasks:
-                member.sandbox.signal_task(task_id, signal.SIGTERM)
-        quiet = [asyncio.ensure_future(member.sandbox.idle.wait()) for member in family]
-        await asyncio.wait(quiet, timeout=grace_seconds)
-        for waiter in quiet:
-            waiter.cancel()
+        await _quiet(family, grace_seconds)
         self._kill([member for member in family if Action.KILL in self._apply(member, GraceOver())])
 
     async def kill_scope(
@@ -220,10 +214,12 @@ class Supervisor:
         """
         named = set(also)
         workers, births = self._population.in_scope(scope, named)
-        for birth in births:
-            birth.ask = birth.ask or ask
         if grace_seconds > 0:
-            await self._grace_of(workers, ask, grace_seconds)
+            for birth in births:
+                birth.ask = birth.ask or ask
+            for worker in workers:
+                self._apply(worker, EndAsked(ask, grace=True))
+            await _quiet(workers, grace_seconds)
             workers, births = self._population.in_scope(scope, named)
         started = time.monotonic()
         for worker in workers:
@@ -266,18 +262,6 @@ class Supervisor:
         told = tuple(worker for worker in workers if worker.told_by_result)
         confirmed = tuple(sorted(dead | (named - pending)))
         return Report(confirmed, tuple(sorted(pending)), elapsed, told, unpopulated and not pending)
-
-    async def _grace_of(self, workers: tuple[Worker, ...], ask: Ask, grace_seconds: float) -> None:
-        """Tell the tasks of *workers* to end, and wait until they did or the grace is over."""
-        for worker in workers:
-            self._apply(worker, EndAsked(ask, grace=True))
-            for task_id in worker.sandbox.tasks:
-                worker.sandbox.signal_task(task_id, signal.SIGTERM)
-        quiet = [asyncio.ensure_future(worker.sandbox.idle.wait()) for worker in workers]
-        if quiet:
-            await asyncio.wait(quiet, timeout=grace_seconds)
-        for waiter in quiet:
-            waiter.cancel()
 
     def _paths(self, scope: Scope, workers: tuple[Worker, ...], births: tuple[Birth, ...]) -> set[str]:
         """Return the fewest control groups that hold everybody in the scope."""
@@ -462,6 +446,18 @@ class Supervisor:
         if worker.on_end is not None:
             worker.on_end()
         worker.ended.set_result(message)
+
+
+async def _quiet(workers: Collection[Worker], grace_seconds: float) -> None:
+    """Tell the tasks of *workers* to end, and wait until they did or the grace is over."""
+    for worker in workers:
+        for task_id in worker.sandbox.tasks:
+            worker.sandbox.signal_task(task_id, signal.SIGTERM)
+    waiters = [asyncio.ensure_future(worker.sandbox.idle.wait()) for worker in workers]
+    if waiters:
+        await asyncio.wait(waiters, timeout=grace_seconds)
+    for waiter in waiters:
+        waiter.cancel()
 
 
 async def _all(futures: list[asyncio.Future[Any]], deadline_monotonic: float) -> None:
