@@ -2,7 +2,8 @@
 
 stress-ng forks, allocates and writes inside one worker as hard as its limits
 allow. Beside it a neighbour worker beats and keeps time, and so does this
-process, which has nothing to do with either. Read the ratios to the quiet run.
+process, which has nothing to do with either: both measure by how much a short
+sleep ends late. Read the ratios to the quiet run.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ end, late = time.monotonic() + {MEASURE_SECONDS}, []
 while time.monotonic() < end:
     began = time.monotonic()
     time.sleep({TICK_SECONDS})
-    late.append(time.monotonic() - began)
+    late.append(time.monotonic() - began - {TICK_SECONDS})
 late.sort()
 print(late[len(late) // 2], late[int(len(late) * 0.99)])
 """
@@ -50,8 +51,12 @@ async def measure(row: Callable[[str, str, str], None], cluster: Any) -> None:  
     contract = await cluster.contract(10)
     neighbour = await _launch(cluster, contract, memory_bytes=64 * _MIB)
     quiet = await _watch(cluster, neighbour)
-    row("quiet: tick of a neighbour worker, p50 / p99", _both(quiet["worker"]), f"sleeps of {TICK_SECONDS} s")
-    row("quiet: tick of an unrelated process, p50 / p99", _both(quiet["process"]), "")
+    row(
+        "quiet: lateness of a neighbour worker, p50 / p99",
+        _both(quiet["worker"]),
+        f"of sleeps of {TICK_SECONDS} s",
+    )
+    row("quiet: lateness of an unrelated process, p50 / p99", _both(quiet["process"]), "")
     row("quiet: interval of the neighbour's beat", f"{quiet['beat'][0]:.3f} s", "longest")
     for name, options in STRESSORS.items():
         hog = await _launch(cluster, contract, memory_bytes=320 * _MIB)
@@ -64,9 +69,8 @@ async def measure(row: Callable[[str, str, str], None], cluster: Any) -> None:  
         for who in ("worker", "process"):
             ratios = [after / before for after, before in zip(busy[who], quiet[who], strict=True)]
             what = "neighbour worker" if who == "worker" else "unrelated process"
-            row(
-                f"{name}: tick of {what}, p50 / p99", _both(busy[who]), f"{ratios[0]:.2f}x / {ratios[1]:.2f}x"
-            )
+            change = f"{ratios[0]:.2f}x / {ratios[1]:.2f}x"
+            row(f"{name}: lateness of {what}, p50 / p99", _both(busy[who]), change)
         ratio = busy["beat"][0] / quiet["beat"][0]
         row(f"{name}: interval of the neighbour's beat", f"{busy['beat'][0]:.3f} s", f"{ratio:.2f}x {note}")
 
@@ -76,7 +80,7 @@ def _both(pair: Sequence[float]) -> str:
 
 
 async def _watch(cluster: Any, worker_id: str) -> dict[str, list[float]]:  # noqa: ANN401
-    """Return p50 and p99 of the worker's and of our own ticks, and the longest interval between its beats."""
+    """Return p50 and p99 of the worker's and our own lateness, and the longest interval between its beats."""
     (_, printed, _), ours, beat = await asyncio.gather(
         _run(cluster, worker_id, ("python3", "-I", "-c", LATE)),
         asyncio.to_thread(_tick),
@@ -90,7 +94,7 @@ def _tick() -> list[float]:
     while time.monotonic() < end:
         began = time.monotonic()
         time.sleep(TICK_SECONDS)
-        late.append(time.monotonic() - began)
+        late.append(time.monotonic() - began - TICK_SECONDS)
     return [statistics.median(late), sorted(late)[int(len(late) * 0.99)]]
 
 
