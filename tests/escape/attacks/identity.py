@@ -203,7 +203,14 @@ ROWS = [
     ),
     Row(2, use_a_capability, ("capabilities",), ("keep-capabilities",)),
     Row(3, execute_setuid, ("no_new_privs", "nosuid", "user namespace"), ("gain-privileges", "no-seccomp")),
-    Row(4, join_groups, ("user namespace", "seccomp"), ("no-seccomp", "keep-capabilities", "setgroups")),
+    Row(
+        4,
+        join_groups,
+        ("user namespace", "seccomp"),
+        ("no-seccomp", "keep-capabilities", "setgroups"),
+        # Whoever may map no id but his own must give up setgroups first: user_namespaces(7).
+        weakening_needs=("uid-range",),
+    ),
     Row(5, widen_the_filter, ("seccomp",), ("no-seccomp",)),
     Row(
         6,
