@@ -6,7 +6,7 @@ a directory, a web server and a running logger are verified alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from hayflick_tlog.checkpoint import Checkpoint
@@ -27,7 +27,8 @@ class Finding:
         checkpoint: What was signed.
         intact: Whether the entries are the ones that were signed.
         first_bad_index: The first entry that is not; ``None`` when all are.
-        detail: What is wrong, for people; empty when nothing is.
+        detail: What is wrong, for people; empty when nothing is. With intact entries
+            it is a hash tile, from which others would make proofs that fail.
     """
 
     checkpoint: Checkpoint
@@ -53,24 +54,40 @@ def verify_log(
     checkpoint = Checkpoint.open(note, verifier)
     entries, tiles = Edge(), Edge()
     suspect: tuple[int, str] | None = None
+    damaged = ""
     for start in range(0, checkpoint.size, WIDTH):
         block = _Block.read(read, start, min(WIDTH, checkpoint.size - start))
         suspect = suspect or block.suspect()
         if suspect is None:
-            entries, _ = entries.grown(block.hashes)
+            entries, whole = entries.grown(block.hashes)
+            damaged = damaged or _damaged(read, whole)
             block.show(on_entry)
         # The tree over what the tiles state goes on behind a bad entry: it tells
         # whether the tile or the entry was changed.
         if block.stated is not None and tiles.size == start:
             tiles, _ = tiles.grown(block.stated)
     if suspect is None and entries.root == checkpoint.root:
-        return Finding(checkpoint, intact=True)
+        damaged = damaged or _damaged(read, entries.partial())
+        return Finding(checkpoint, intact=True, detail=damaged)
     if suspect is None:
         suspect = _by_higher_tiles(read, checkpoint), "entries and their tiles were changed alike"
     elif tiles.root != checkpoint.root and _entries_root(read, checkpoint.size) == checkpoint.root:
         detail = f"the entries are intact; the hash tile of entry {suspect[0]} was changed"
         return Finding(checkpoint, intact=True, detail=detail)
     return Finding(checkpoint, intact=False, first_bad_index=suspect[0], detail=suspect[1])
+
+
+def _damaged(read: Read, tiles: Iterable[tuple[Tile, bytes]]) -> str:
+    """Return what is wrong with the first of *tiles* that does not read as it must; empty when none is."""
+    for tile, expected in tiles:
+        try:
+            if _read(read, tile) == expected:
+                continue
+            what = "was changed"
+        except (OSError, BadTile):
+            what = "cannot be read"
+        return f"the entries are intact; the hash tile {tile.path} {what}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -134,16 +151,20 @@ def entries_of(read: Read, size: int, start: int = 0) -> Iterator[tuple[int, byt
 
 
 def _read(read: Read, tile: Tile) -> bytes:
-    """Return a tile or bundle; a partial one may have been replaced by the whole one since."""
+    """Return a tile or bundle; a whole or a wider one may have taken a partial one's place since."""
     try:
         return read(tile.path)
-    except OSError:
-        if tile.width == WIDTH:
-            raise
-    whole = read(Tile(tile.level, tile.index).path)
-    if tile.level is not None:
-        return b"".join(split_tile(whole, WIDTH)[: tile.width])
-    return _cut(whole, tile.width)
+    except OSError as error:
+        missing = error
+    for width in (WIDTH, *range(tile.width + 1, WIDTH)):
+        try:
+            wider = read(Tile(tile.level, tile.index, width).path)
+        except OSError:
+            continue
+        if tile.level is not None:
+            return b"".join(split_tile(wider, width)[: tile.width])
+        return _cut(wider, tile.width)
+    raise missing
 
 
 def _cut(bundle: bytes, width: int) -> bytes:

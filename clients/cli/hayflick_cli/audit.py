@@ -6,19 +6,25 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from hayflick_cli import export as exporting
 from hayflick_cli.failure import EXIT_BAD, Failure
-from hayflick_cli.log_source import load_key, open_source
+from hayflick_cli.log_source import LogSource, load_key, open_source, read_text
 from hayflick_tlog.checkpoint import Checkpoint
-from hayflick_tlog.merkle import BadProof
-from hayflick_tlog.note import BadNote
+from hayflick_tlog.merkle import BadProof, leaf_hash
+from hayflick_tlog.note import BadNote, Verifier
 from hayflick_tlog.proof import Proof
 from hayflick_tlog.tiles import BadTile
 from hayflick_tlog.verify import entries_of, verify_log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NEWEST_ENTRIES = 100_000
+"""How many of the last entries are held against the write-ahead files: more than a logger keeps there."""
 
 app = typer.Typer(help="The record: verify it, prove an entry, export it.", no_args_is_help=True)
 
@@ -43,19 +49,59 @@ def verify(
     checkpoint: Annotated[Path | None, typer.Option(help="a checkpoint that you kept, to hold it to")] = None,
 ) -> None:
     """Recompute the whole tree and compare it with what was signed; name the first bad entry."""
-    with open_source(where, checkpoint) as source:
-        verifier = load_key(key)
-        try:
-            finding = verify_log(source.read, source.checkpoint, verifier, on_entry=_require_place)
-        except BadNote as error:
-            _bad(f"the checkpoint is not signed by this key: {error}")
-        except _OutOfPlace as error:
-            _bad(str(error))
+    verifier = load_key(key)
+    newest: dict[int, bytes] = {}
+
+    def seen(index: int, entry: bytes) -> None:
+        _require_place(index, entry)
+        newest[index] = leaf_hash(entry)
+        newest.pop(index - NEWEST_ENTRIES, None)
+
+    with open_source(where) as source:
+        head = _verify(source, source.checkpoint, verifier, seen)
+        if checkpoint is not None:
+            kept = read_text(checkpoint)
+            _verify(source, kept, verifier, None, "the log is not the one whose checkpoint was kept: ")
+    beside = "" if source.data_dir is None else _look_beside(source.data_dir, head.size, newest)
+    typer.echo(f"intact: {head.size} entries of {head.origin}{beside}")
+
+
+def _verify(
+    source: LogSource,
+    note: str,
+    verifier: Verifier,
+    on_entry: Callable[[int, bytes], None] | None,
+    words: str = "",
+) -> Checkpoint:
+    """Return the checkpoint in *note* when the whole log before it is the one that was signed; else exit."""
+    try:
+        finding = verify_log(source.read, note, verifier, on_entry=on_entry)
+    except BadNote as error:
+        _bad(f"the checkpoint is not signed by this key: {error}")
+    except _OutOfPlace as error:
+        _bad(str(error))
     if not finding.intact:
-        _bad(f"entry {finding.first_bad_index} is bad: {finding.detail}")
-    typer.echo(f"intact: {finding.checkpoint.size} entries of {finding.checkpoint.origin}")
+        _bad(f"{words}entry {finding.first_bad_index} is bad: {finding.detail}")
     if finding.detail:
-        typer.echo(finding.detail, err=True)
+        _bad(finding.detail)
+    return finding.checkpoint
+
+
+def _look_beside(data_dir: Path, size: int, leaves: dict[int, bytes]) -> str:
+    """Check what lies beside the log in a logger's directory; return what is to be said of it."""
+    from hayflick_logger import newest, wal  # only a logger's own directory has these files
+
+    try:
+        found = newest.check(data_dir, size, leaves)
+        changed = next(newest.changed_partials(data_dir / "log"), "")
+    except wal.Broken as broken:
+        _bad(f"entry {broken.index} is bad: in the write-ahead files, {broken}")
+    except OSError as error:
+        raise Failure(f"the newest entries cannot be read: {error}") from None
+    if changed:
+        _bad(f"the log is intact; {changed}, which it no longer needs, was changed")
+    words = f", and {found.beyond} newer ones that no checkpoint on disk covers yet" if found.beyond else ""
+    return words + ("; the last write was not finished" if found.torn else "")
 
 
 @app.command("verify-entry")
@@ -156,6 +202,6 @@ def _require_place(index: int, entry: bytes) -> None:
         raise _OutOfPlace(f"entry {index} is bad: it states index {stated}")
 
 
-def _bad(message: str) -> None:
+def _bad(message: str) -> NoReturn:
     typer.echo(f"hayflick: {message}", err=True)
     raise typer.Exit(EXIT_BAD)

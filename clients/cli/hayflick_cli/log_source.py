@@ -27,28 +27,25 @@ class LogSource:
         stated_key: The key that the source itself names; ``None`` when it names none.
         prove: Returns the hashes that prove an entry's place in a tree of a size, in this
             order; raises OSError when there are none. ``None`` where no logger runs.
+        data_dir: The logger's own directory, where the log lies in one.
     """
 
     read: Callable[[str], bytes]
     checkpoint: str
     stated_key: str | None
     prove: Callable[[int, int], tuple[bytes, ...]] | None = None
+    data_dir: Path | None = None
 
 
 @contextmanager
-def open_source(where: str, checkpoint: Path | None = None) -> Iterator[LogSource]:
+def open_source(where: str) -> Iterator[LogSource]:
     """Open the log at *where*: a directory, or the ``unix:`` address of a logger.
-
-    Args:
-        where: See above.
-        checkpoint: A note to use instead of the source's own.
 
     Raises:
         Failure: there is no log.
     """
-    note = None if checkpoint is None else _text(checkpoint)
     if not where.startswith("unix:"):
-        yield _directory(Path(where), note)
+        yield _directory(Path(where))
         return
     options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.enable_http_proxy", 0)]
     with grpc.insecure_channel(where, options=options) as channel:
@@ -71,7 +68,7 @@ def open_source(where: str, checkpoint: Path | None = None) -> Iterator[LogSourc
             except grpc.RpcError as error:
                 raise OSError(words_of(error)) from None
 
-        yield LogSource(read, note or head.checkpoint, head.verifier_key, prove)
+        yield LogSource(read, head.checkpoint, head.verifier_key, prove)
 
 
 def load_key(key: str) -> Verifier:
@@ -82,24 +79,31 @@ def load_key(key: str) -> Verifier:
     """
     path = Path(key)
     try:
-        text = _text(path) if "+" not in key or path.is_file() else key
+        text = read_text(path) if "+" not in key or path.is_file() else key
         return Verifier.parse(text)
     except BadNote as error:
         raise Failure(f"--key: {error}") from None
 
 
-def _directory(directory: Path, note: str | None) -> LogSource:
+def _directory(directory: Path) -> LogSource:
     # A logger's own directory holds the log in one of this name.
-    root = directory / "log" if (directory / "log" / "checkpoint").exists() else directory
-    if note is None:
-        note = _text(root / "checkpoint")
+    own = (directory / "log" / "checkpoint").exists()
+    root = directory / "log" if own else directory
     public = directory / "log.pub"
     return LogSource(
-        lambda path: (root / path).read_bytes(), note, _text(public) if public.is_file() else None
+        lambda path: (root / path).read_bytes(),
+        read_text(root / "checkpoint"),
+        read_text(public) if public.is_file() else None,
+        data_dir=directory if own else None,
     )
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return what is in the file at *path*.
+
+    Raises:
+        Failure: it cannot be read, or is no text.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

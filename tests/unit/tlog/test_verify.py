@@ -104,6 +104,24 @@ def test_a_damaged_tile_is_told_from_a_damaged_entry() -> None:
     assert "tile of entry 256" in finding.detail
 
 
+@pytest.mark.parametrize("count", [512, 700])
+def test_a_damaged_higher_tile_is_found(count: int) -> None:
+    """A tile of roots, from which others make proofs, is compared too, whole or partial."""
+    files, note = published(ENTRIES[:count])
+    path = Tile(1, 0, count // WIDTH).path
+    assert verify_log(reader(files), note, SIGNER.verifier).detail == ""
+    files[path] = files[path][:-1] + bytes([files[path][-1] ^ 1])
+    finding = verify_log(reader(files), note, SIGNER.verifier)
+    assert (finding.intact, path in finding.detail) == (True, True)
+
+
+def test_a_wider_partial_tile_serves_an_older_checkpoint() -> None:
+    """A log that grew still verifies against a checkpoint from when its last tile was narrower."""
+    _, note = published(ENTRIES[:600])
+    files, _ = published(ENTRIES)
+    assert verify_log(reader(files), note, SIGNER.verifier).intact
+
+
 def test_another_key_verifies_nothing() -> None:
     """A checkpoint that the key did not sign is refused before anything is read."""
     _, note = published(ENTRIES[:3])
