@@ -28,7 +28,7 @@ app.command("doctor")(doctor.doctor)
 def main() -> NoReturn:
     """Run the command line and leave with its status."""
     try:
-        app()
+        app(prog_name="hayflick")  # also when started as a module
     except Failure as failure:
         print(f"hayflick: {failure}", file=sys.stderr)
         sys.exit(EXIT_FAILED)

@@ -16,3 +16,9 @@ def words_of(error: grpc.RpcError) -> str:
     """Return what a service said when it refused, for people."""
     details = getattr(error, "details", None)
     return str(details()) if callable(details) else str(error)
+
+
+def status_of(error: grpc.RpcError) -> grpc.StatusCode:
+    """Return the status that a call ended with."""
+    code = getattr(error, "code", None)
+    return code() if callable(code) else grpc.StatusCode.UNKNOWN
