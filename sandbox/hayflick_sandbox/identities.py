@@ -3,7 +3,8 @@
 The range lies above what distributions and container managers hand out:
 systemd's list of "UIDs and GIDs on systemd systems" leaves 1,879,048,192 to
 2,147,483,647 unused. It is cut into blocks, and each orchestrator on a machine
-takes a block for itself by a lock that dies with it. An ordinary user's range
+takes a block for itself by a lock that dies with it. Root may choose another
+range, for example where something else lives there. An ordinary user's range
 is what ``/etc/subuid`` grants (see :mod:`hayflick_sandbox.subordinate`), cut
 and locked likewise.
 """
@@ -20,11 +21,14 @@ from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
-from hayflick_sandbox.subordinate import BLOCK_IDS, Grant, Ids, blocks, find, judge
+from hayflick_sandbox.subordinate import BLOCK_IDS, LAST_USABLE, Grant, Ids, blocks, find, judge
 
 FIRST_UID = 1_879_048_192
 BLOCK_UIDS = 8_192
 BLOCKS = 1_024
+RANGE = Ids(FIRST_UID, BLOCKS * BLOCK_UIDS)
+# People and daemons are below, whatever is configured.
+LOWEST_UID = 100_000
 LOCK_PATH = Path("/run/hayflick/uids.lock")
 
 # struct flock of fcntl(2): type, whence, start, length, pid. OFD locks want pid 0.
@@ -66,8 +70,12 @@ class UidRange:
         self._leased: set[int] = set()
 
     @classmethod
-    def claim(cls, lock_path: Path = LOCK_PATH) -> UidRange:
+    def claim(cls, lock_path: Path = LOCK_PATH, within: Ids = RANGE) -> UidRange:
         """Return a range that no other orchestrator on this machine holds.
+
+        Args:
+            lock_path: The file whose bytes stand for host uids, and are locked for them.
+            within: The ids to take a block of.
 
         Raises:
             IdentitiesExhausted: every block is taken.
@@ -75,9 +83,11 @@ class UidRange:
         """
         lock_path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor = _open_lock(lock_path)
-        for block in range(BLOCKS):
-            if _lock(descriptor, block, 1):
-                return cls(FIRST_UID + block * BLOCK_UIDS, BLOCK_UIDS, [descriptor])
+        end = within.first + within.count
+        for first in range(within.first, end, BLOCK_UIDS):
+            count = min(BLOCK_UIDS, end - first)
+            if _lock(descriptor, first, count):
+                return cls(first, count, [descriptor])
         os.close(descriptor)
         raise IdentitiesExhausted("every block of host user ids is held by another orchestrator")
 
@@ -161,19 +171,37 @@ class _OwnUid(UidRange):
         del uid
 
 
-def claim_range(*, subordinate: bool) -> UidRange:
+def parse_range(text: str) -> Ids:
+    """Return the range that *text* names, as ``FIRST-LAST``.
+
+    Raises:
+        ValueError: it names none, or one that workers may not have.
+    """
+    first, _, last = text.partition("-")
+    if not (first.isascii() and first.isdecimal() and last.isascii() and last.isdecimal()):
+        raise ValueError(f"must be FIRST-LAST, two host uids, not {text!r}")
+    if not LOWEST_UID <= int(first) <= int(last) <= LAST_USABLE:
+        raise ValueError(f"{text} is not a range from {LOWEST_UID} on and up to {LAST_USABLE}")
+    return Ids(int(first), int(last) - int(first) + 1)
+
+
+def claim_range(*, subordinate: bool, within: Ids | None = None) -> UidRange:
     """Return this process's range: root's, an ordinary user's subordinate one, or the user alone.
 
     Args:
         subordinate: Whether the layer "uid-range" is enforced; where it is not, an
             ordinary user's workers are the user.
+        within: Where root's lies, instead of where nobody is by systemd's list.
 
     Raises:
         IdentitiesExhausted: every block is taken.
-        OSError: there is no place for the lock, or the grant is gone since it was found.
+        OSError: there is no place for the lock, or the grant is gone since it was
+            found; EPERM when an ordinary user asks for a range.
     """
     if os.geteuid() == 0:
-        return UidRange.claim()
+        return UidRange.claim(within=within or RANGE)
+    if within is not None:
+        raise PermissionError(errno.EPERM, "uid_range: an ordinary user's is what /etc/subuid grants")
     if not subordinate:
         return UidRange.own()
     grant = judge(find())

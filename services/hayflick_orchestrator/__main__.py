@@ -22,7 +22,7 @@ from hayflick_orchestrator.config import Config
 from hayflick_rpc.config import load
 from hayflick_sandbox.cgroups import Tree
 from hayflick_sandbox.doctor import try_launch
-from hayflick_sandbox.identities import IdentitiesExhausted, UidRange, claim_range
+from hayflick_sandbox.identities import IdentitiesExhausted, UidRange, claim_range, parse_range
 from hayflick_sandbox.probe import INDISPENSABLE, Layer, LimitNotEnforceable, probe, require
 from hayflick_sandbox.zygote_client import Zygote, ZygoteDied
 
@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             layers = probe(tree)
             absent = [layer.name for layer in layers if not layer.enforced]
             judge(layers, config.allow_degraded)  # before anything is started: a wrong name is an error
-            uids = claim_range(subordinate="uid-range" not in absent)
+            within = parse_range(config.uid_range) if config.uid_range else None
+            uids = claim_range(subordinate="uid-range" not in absent, within=within)
             undo.callback(uids.close)
             # Started without what is missing, so that GetNode can tell what that
             # is; the host launches nothing for as long as anything is.

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hayflick_sandbox.identities import parse_range
+
 
 @dataclass(frozen=True)
 class Config:
@@ -17,10 +19,13 @@ class Config:
     logger: str = field(metadata={"help": "the logger's address: unix:///absolute/path"})
     node_id: str = field(metadata={"help": "this node's name, unique among live nodes"})
     data_dir: Path = field(
-        metadata={"help": "a directory for the node's own files: evidence of quarantined workers"}
+        metadata={"help": "a directory for the node's own files: evidence, and events that the logger lacks"}
     )
     allow_degraded: tuple[str, ...] = field(
         default=(), metadata={"help": "sandbox layers to do without when missing, by name, comma-separated"}
+    )
+    uid_range: str = field(
+        default="", metadata={"help": "FIRST-LAST of the host uids for workers; root's choice alone"}
     )
     ready_timeout_seconds: float = field(
         default=10.0, metadata={"help": "how long a sandbox may take to be ready"}
@@ -57,5 +62,10 @@ class Config:
                 raise ValueError(f"{name}: must be above 0 and at most 3600")
         if not 1024 * 1024 <= self.evidence_total_bytes <= 1024**4:
             raise ValueError("evidence_total_bytes: must be from 1 MiB to 1 TiB")
+        if self.uid_range:
+            try:
+                parse_range(self.uid_range)
+            except ValueError as error:
+                raise ValueError(f"uid_range: {error}") from None
         if not 1 <= self.launches_at_once <= 256:
             raise ValueError("launches_at_once: must be from 1 to 256")

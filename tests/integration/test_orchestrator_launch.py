@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -99,6 +101,30 @@ def test_every_worker_has_its_own_uid(stack: Stack) -> None:
     uids = [stack.sandboxes()[worker.worker_id].host_uid for worker in workers]
     assert len(set(uids)) == len(uids)
     stack.kill(contract_id=contract)
+
+
+@pytest.mark.root
+def test_workers_uids_come_from_the_range_that_root_chose() -> None:
+    """With --uid-range every worker's host user lies in it, and a range for people stops the start."""
+    with running_stack(orchestrator={"uid-range": "3000000-3000015"}) as stack:
+        worker = stack.launch()
+        assert 3_000_000 <= stack.sandboxes()[worker.worker_id].host_uid <= 3_000_015
+        stack.stop(worker)
+    settings = {"node-id": "n", "data-dir": "/x", "uid-range": "1000-2000"}
+    settings |= dict.fromkeys(("listen", "controller", "logger"), "unix:///x")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "hayflick_orchestrator",
+            *(f"--{name}={text}" for name, text in settings.items()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, "uid_range: 1000-2000" in done.stderr) == (2, True)
 
 
 def test_lineage_is_a_cgroup_tree(stack: Stack) -> None:

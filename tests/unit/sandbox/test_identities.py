@@ -12,8 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hayflick_sandbox import identities
-from hayflick_sandbox.identities import BLOCK_UIDS, BLOCKS, FIRST_UID, IdentitiesExhausted, UidRange
+from hayflick_sandbox.identities import (
+    BLOCK_UIDS,
+    BLOCKS,
+    FIRST_UID,
+    IdentitiesExhausted,
+    UidRange,
+    parse_range,
+)
 
 
 class Leases(RuleBasedStateMachine):
@@ -128,13 +134,32 @@ def test_one_process_claims_twice(tmp_path: Path) -> None:
     third.close()
 
 
-def test_blocks_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When every block is held, a claim says so."""
-    monkeypatch.setattr(identities, "BLOCKS", 1)
-    held = UidRange.claim(tmp_path / "lock")
+def test_blocks_run_out(tmp_path: Path) -> None:
+    """A configured range is cut into blocks, the last one as large as it comes; then a claim is refused."""
+    within = parse_range(f"200000-{200_000 + BLOCK_UIDS + 2}")
+    held = [UidRange.claim(tmp_path / "lock", within) for _ in range(2)]
+    assert [(one.first, one.count) for one in held] == [(200_000, BLOCK_UIDS), (200_000 + BLOCK_UIDS, 3)]
     with pytest.raises(IdentitiesExhausted):
-        UidRange.claim(tmp_path / "lock")
-    held.close()
+        UidRange.claim(tmp_path / "lock", within)
+    for one in held:
+        one.close()
+
+
+def test_ranges_that_overlap_share_no_id(tmp_path: Path) -> None:
+    """Two orchestrators with different ranges never hold an id together."""
+    first = UidRange.claim(tmp_path / "lock", parse_range("200000-200099"))
+    with pytest.raises(IdentitiesExhausted):
+        UidRange.claim(tmp_path / "lock", parse_range("200050-200149"))
+    first.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "5", "0-10", "99999-200000", "200000-100000", "100000-4294967295", "a-b"]
+)
+def test_a_range_that_workers_may_not_have_is_refused(text: str) -> None:
+    """People's and daemons' ids, the kernel's special ones, and what is no range are refused."""
+    with pytest.raises(ValueError, match=r"FIRST-LAST|is not a range"):
+        parse_range(text)
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
