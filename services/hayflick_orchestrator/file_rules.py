@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from typing import TYPE_CHECKING
 
 from hayflick.v1.errors_pb2 import ErrorReason
@@ -18,6 +19,8 @@ MAX_NAME_BYTES = 255
 MAX_FILE_BYTES = 1024 * _MIB
 DEFAULT_GET_BYTES = 64 * _MIB
 MAX_PIECE_BYTES = _MIB
+# A transfer in all, however fast it goes.
+TRANSFER_SECONDS = 900.0
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -118,10 +121,39 @@ def too_large(path: str, limit_bytes: int) -> HayflickError:
     )
 
 
-def stalled(path: str, seconds: float, who: str) -> HayflickError:
-    """Return the refusal of a transfer in which *who* did nothing for *seconds*."""
+class Patience:
+    """How long a transfer may go on: while it moves, and not for ever.
+
+    Args:
+        path: Of the file, for the refusal.
+        now_monotonic: When the transfer began.
+    """
+
+    def __init__(self, path: str, now_monotonic: float) -> None:
+        self._path = path
+        self._deadline = now_monotonic + TRANSFER_SECONDS
+        self._moved_at = now_monotonic
+
+    def moved(self, now_monotonic: float) -> None:
+        """Note that something went through."""
+        self._moved_at = now_monotonic
+
+    def require(self, now_monotonic: float, stall_seconds: float = math.inf, who: str = "") -> None:
+        """Go on.
+
+        Raises:
+            HayflickError: TASK_TIMEOUT: *who* did nothing for *stall_seconds*, or the transfer
+                took too long in all, however steadily it drips.
+        """
+        if now_monotonic > self._deadline:
+            raise _timed_out(self._path, "the transfer was not done", TRANSFER_SECONDS)
+        if now_monotonic - self._moved_at > stall_seconds:
+            raise _timed_out(self._path, f"{who} did nothing", stall_seconds)
+
+
+def _timed_out(path: str, what: str, seconds: float) -> HayflickError:
     return HayflickError(
         ErrorReason.ERROR_REASON_TASK_TIMEOUT,
-        f"{path!r}: {who} did nothing for {seconds:g} s",
+        f"{path!r}: {what} for {seconds:g} s",
         metadata={"path": path, "timeout_seconds": f"{seconds:g}"},
     )

@@ -42,8 +42,6 @@ PIPE_BYTES = 256 * 1024
 # How long the worker's side, and how long the caller, may do nothing.
 WORKER_STALL_SECONDS = 30.0
 CALLER_STALL_SECONDS = 60.0
-# In all, however fast they go.
-TRANSFER_SECONDS = 900.0
 # How often a transfer that waits looks whether its worker still runs.
 LOOK_SECONDS = 0.25
 
@@ -145,8 +143,7 @@ class _Line:
         self._supervisor = supervisor
         self._worker = worker
         self._order = order
-        self._deadline = time.monotonic() + TRANSFER_SECONDS
-        self._moved_at = time.monotonic()
+        self._patience = file_rules.Patience(order.path, time.monotonic())
         theirs: list[int] = []
         self._data = self._count = -1
         try:
@@ -180,7 +177,7 @@ class _Line:
 
     def progressed(self) -> None:
         """Count the stall from now on: the other side had its turn."""
-        self._moved_at = time.monotonic()
+        self._patience.moved(time.monotonic())
 
     async def next_of(self, parts: AsyncIterator[PutFileRequest]) -> PutFileRequest | None:
         """Return the caller's next part; ``None`` at its end, or when the transfer is over.
@@ -245,6 +242,7 @@ class _Line:
         raise file_rules.refused(worker.worker_id, path, f"signal {number or 0}")
 
     def _require_running(self) -> None:
+        self._patience.require(time.monotonic())
         # A quarantine cuts at once, before the kernel confirmed the freeze.
         if not self._worker.sandbox.gate.is_open:
             raise quarantined(self._worker.worker_id)
@@ -278,9 +276,7 @@ class _Line:
             if any(end.done() for end in ends):
                 break
             self._require_running()
-            now = time.monotonic()
-            if now - self._moved_at > stall_seconds or now > self._deadline:
-                raise file_rules.stalled(self._order.path, min(stall_seconds, now - self._moved_at), who)
+            self._patience.require(time.monotonic(), stall_seconds, who)
         self.progressed()
 
     def close(self) -> None:
