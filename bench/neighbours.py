@@ -11,12 +11,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
+import shutil
 import statistics
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+from cluster import Cluster
+from report import Report
+
+from hayflick.v1 import controller_pb2, orchestrator_pb2, resources_pb2
 
 STRESSORS = {
     "fork": ("--fork", "4"),
@@ -41,7 +44,21 @@ print(late[len(late) // 2], late[int(len(late) * 0.99)])
 """
 
 
-async def measure(row: Callable[[str, str, str], None], cluster: Any) -> None:  # noqa: ANN401
+def measure(report: Report, workers: int) -> None:
+    """Measure where stress-ng is installed; say so where not."""
+    del workers
+    if shutil.which("stress-ng") is None:
+        report.row("neighbours", "not measured", "apt-get install stress-ng")
+        return
+    asyncio.run(_with_services(report))
+
+
+async def _with_services(report: Report) -> None:
+    async with Cluster.open() as cluster:
+        await _measure(report.row, cluster)
+
+
+async def _measure(row: Callable[[str, str, str], None], cluster: Cluster) -> None:
     """Measure in quiet and beside each stressor.
 
     Args:
@@ -79,7 +96,7 @@ def _both(pair: Sequence[float]) -> str:
     return f"{pair[0] * 1_000:.2f} / {pair[1] * 1_000:.2f} ms"
 
 
-async def _watch(cluster: Any, worker_id: str) -> dict[str, list[float]]:  # noqa: ANN401
+async def _watch(cluster: Cluster, worker_id: str) -> dict[str, list[float]]:
     """Return p50 and p99 of the worker's and our own lateness, and the longest interval between its beats."""
     (_, printed, _), ours, beat = await asyncio.gather(
         _run(cluster, worker_id, ("python3", "-I", "-c", LATE)),
@@ -98,10 +115,9 @@ def _tick() -> list[float]:
     return [statistics.median(late), sorted(late)[int(len(late) * 0.99)]]
 
 
-async def _longest_beat(cluster: Any, worker_id: str) -> float:  # noqa: ANN401
-    from hayflick.v1 import orchestrator_pb2
-
-    end, beats = time.monotonic() + MEASURE_SECONDS, []
+async def _longest_beat(cluster: Cluster, worker_id: str) -> float:
+    end = time.monotonic() + MEASURE_SECONDS
+    beats: list[float] = []
     while time.monotonic() < end:
         answer = await cluster.orchestrator.ListSandboxes(orchestrator_pb2.ListSandboxesRequest())
         for sandbox in answer.sandboxes:
@@ -110,12 +126,10 @@ async def _longest_beat(cluster: Any, worker_id: str) -> float:  # noqa: ANN401
                 if not beats or beats[-1] != at:
                     beats.append(at)
         await asyncio.sleep(POLL_SECONDS)
-    return max(after - before for before, after in itertools.pairwise(beats))
+    return float(max(after - before for before, after in itertools.pairwise(beats)))
 
 
-async def _launch(cluster: Any, contract: str, *, memory_bytes: int) -> str:  # noqa: ANN401
-    from hayflick.v1 import controller_pb2, orchestrator_pb2, resources_pb2
-
+async def _launch(cluster: Cluster, contract: str, *, memory_bytes: int) -> str:
     resources = resources_pb2.Resources(
         cpu_millis=1_000, memory_limit_bytes=memory_bytes, pids_limit=64, tmp_limit_bytes=128 * _MIB
     )
@@ -127,9 +141,7 @@ async def _launch(cluster: Any, contract: str, *, memory_bytes: int) -> str:  # 
     return str((await cluster.orchestrator.LaunchWorker(launch)).worker.worker_id)
 
 
-async def _run(cluster: Any, worker_id: str, argv: Sequence[str]) -> tuple[int, str, str]:  # noqa: ANN401
-    from hayflick.v1 import orchestrator_pb2
-
+async def _run(cluster: Cluster, worker_id: str, argv: Sequence[str]) -> tuple[int, str, str]:
     task = orchestrator_pb2.Task(command=orchestrator_pb2.Command(argv=argv))
     request = orchestrator_pb2.RunTaskRequest(worker_id=worker_id, task=task, keep_worker_on_error=True)
     printed = {1: b"", 2: b""}

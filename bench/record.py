@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from report import Report
+
+from hayflick_rpc.audit import AuditClient
+from hayflick_tlog.note import Verifier
+from hayflick_tlog.verify import verify_log
 
 APPEND_SECONDS = 4.0
 
 
-async def measure(row: Callable[[str, str, str], None], address: str, log: Path) -> None:
+def measure(report: Report, workers: int) -> None:
+    """Measure a logger of its own."""
+    del workers
+    with tempfile.TemporaryDirectory(prefix="hayflick-bench-", dir="/var/tmp") as directory:
+        data, address = Path(directory, "data"), f"unix://{directory}/logger.sock"
+        command = [sys.executable, "-m", "hayflick_logger", "--listen", address, "--data-dir", str(data)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            try:
+                assert process.stdout is not None
+                process.stdout.readline()
+                asyncio.run(_measure(report.row, address, data))
+            finally:
+                process.terminate()
+
+
+async def _measure(row: Callable[[str, str, str], None], address: str, log: Path) -> None:
     """Append through the service with 1 and 64 writers, then verify the files.
 
     Args:
@@ -21,10 +42,6 @@ async def measure(row: Callable[[str, str, str], None], address: str, log: Path)
         address: The logger's.
         log: Its data directory.
     """
-    from hayflick_rpc.audit import AuditClient
-    from hayflick_tlog.note import Verifier
-    from hayflick_tlog.verify import verify_log
-
     for writers, at_once in ((1, 1), (64, 1), (64, 16)):
         clients = [AuditClient(address, f"bench/{writers}/{at_once}/{number}") for number in range(writers)]
         for client in clients:
@@ -55,7 +72,7 @@ async def measure(row: Callable[[str, str, str], None], address: str, log: Path)
     row("entries verified a second, offline", f"{size / took:,.0f} /s", f"{size:,} entries")
 
 
-async def _write(client: Any, deadline: float, at_once: int) -> int:  # noqa: ANN401 -- imported late
+async def _write(client: AuditClient, deadline: float, at_once: int) -> int:
     from hayflick.v1 import logger_pb2
 
     event = logger_pb2.Event(event="audit", worker_id="0123456789abcdef", contract_id="0123456789abcdef")
