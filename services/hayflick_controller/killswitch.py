@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hayflick.v1 import controller_pb2
 from hayflick.v1.errors_pb2 import ErrorReason
-from hayflick_controller import ends, events, receipts, render, render_terms
+from hayflick_controller import ends, events, parse_values, receipts, render, render_terms
 from hayflick_controller.clock import Clock, seconds
 from hayflick_controller.decisions import Decisions, Form, Request
 from hayflick_controller.model import EndReason, Latch, Scope, ScopeKind, Worker
@@ -31,8 +31,18 @@ Response = controller_pb2.EngageKillSwitchResponse
 
 @dataclass(frozen=True, slots=True)
 class _Engaged:
+    """What a request set off, now or when it was first made.
+
+    Attributes:
+        latch: As the request set it.
+        targets: Who held a slot in its scope then, as recorded now.
+        stands: Whether the switch is still engaged: released since, it ends nobody more.
+        answer: What was answered before, when it was.
+    """
+
     latch: Latch
     targets: tuple[Worker, ...]
+    stands: bool = True
     answer: Response | None = None
 
 
@@ -108,13 +118,10 @@ class KillSwitch:
     async def _engage(self, request: Request, scope: Scope, reason: str, patience: _Patience) -> Response:
         def latch_down(tx: Tx) -> _Engaged:
             contract_id, path = subject(tx, scope)
-            targets = tuple(_within(tx, scope, path))
             known = self._decisions.check_repeated(tx, request)
             if known is not None:
-                latch = tx.latches([scope]).get(scope, Latch(scope))
-                answer = None if known.body is None else Response.FromString(known.body)
-                # Released since, it ends nobody more; whom it had stopped is pursued anyway.
-                return _Engaged(latch, targets if latch.engaged else (), answer)
+                return _remembered(tx, scope, Response.FromString(known.body or b""))
+            targets = tuple(_within(tx, scope, path))
             latch = self._turn(tx.latches([scope]).get(scope, Latch(scope)), reason, engaged=True)
             tx.put_latch(latch)
             tx.return_reserved(scope, path)
@@ -122,7 +129,7 @@ class KillSwitch:
             tx.record(
                 events.latch_changed("kill_switch_engaged", latch, contract_id=contract_id, workers=targets)
             )
-            self._decisions.remember(tx, request, None)
+            self._decisions.remember(tx, request, _begun(latch, targets).SerializeToString())
             return _Engaged(latch, targets)
 
         try:
@@ -133,7 +140,7 @@ class KillSwitch:
             raise await self._without_database(scope, reason, patience, latch_down) from error
         if engaged.answer is not None:
             return engaged.answer
-        start_us = self._clock()
+        start_us = engaged.latch.change_us
         response = await self._carry_out(engaged, patience, start_us)
         response.receipt.CopyFrom(self._issuer.issue(engaged.latch, engaged.targets, response, self._clock()))
 
@@ -188,7 +195,7 @@ class KillSwitch:
     async def _carry_out(self, engaged: _Engaged, patience: _Patience, start_us: int) -> Response:
         latch = engaged.latch
         departures = self._roster.watch_departures(worker.worker_id for worker in engaged.targets)
-        links = [link for link in self._pursuit.links.values() if latch.engaged and not link.closed]
+        links = [link for link in self._pursuit.links.values() if engaged.stands and not link.closed]
         orders = {
             link.node_id: self._order(link, latch, engaged.targets, patience.grace_us) for link in links
         }
@@ -270,6 +277,32 @@ def _within(tx: Tx, scope: Scope, path: str) -> list[Worker]:
             return tx.live_workers(contract_id=scope.id)
         case _:
             return tx.live_workers(path=path)
+
+
+def _begun(latch: Latch, targets: Sequence[Worker]) -> Response:
+    """Return what is remembered of a kill until it is answered: an answer without a receipt."""
+    return Response(
+        kill_switch=render.latch(latch),
+        active_before=len(targets),
+        unconfirmed_worker_ids=[worker.worker_id for worker in targets],
+    )
+
+
+def _remembered(tx: Tx, scope: Scope, kept: Response) -> _Engaged:
+    """Return what a request that is repeated had set off; see :func:`_begun`."""
+    latch = Latch(
+        scope,
+        engaged=True,
+        epoch=kept.kill_switch.epoch,
+        reason=kept.kill_switch.reason,
+        change_us=parse_values.instant_us("change_time", kept.kill_switch.change_time),
+    )
+    if kept.HasField("receipt"):
+        return _Engaged(latch, (), answer=kept)
+    found = [tx.worker(worker_id) for worker_id in kept.unconfirmed_worker_ids]
+    targets = tuple(worker for worker in found if worker is not None)
+    # Released since, it ends nobody more; whom it had stopped is pursued anyway.
+    return _Engaged(latch, targets, stands=tx.latches([scope]).get(scope, Latch(scope)).engaged)
 
 
 def _node_kill(node_id: str, order: asyncio.Task[Result | None]) -> controller_pb2.NodeKill:
