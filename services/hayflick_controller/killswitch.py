@@ -1,7 +1,7 @@
 """The kill switch: a durable latch first, then orders, then confirmation.
 
-It acts also when the logger is away. Containment comes before the record; the
-events wait in the outbox.
+It acts also when the logger is away, or the database. Containment comes before
+the record; the events wait in the outbox, and the latch for its database.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from hayflick_controller.links import Link, Result
     from hayflick_controller.roster import Roster
     from hayflick_controller.store import Tx
+
+LATCH_TIMEOUT_SECONDS = 1.0
+"""How long the nodes' orders wait for the latch to be on record."""
+LATE_LATCH_SECONDS = 5.0
+"""How long an answer waits for a latch that came too late for that, the orders being given."""
 
 Response = controller_pb2.EngageKillSwitchResponse
 
@@ -132,12 +137,11 @@ class KillSwitch:
             self._decisions.remember(tx, request, _begun(latch, targets).SerializeToString())
             return _Engaged(latch, targets)
 
-        try:
-            engaged = await self._decisions.record(latch_down, durable=True)
-        except HayflickError as error:
-            if error.reason != ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE:
-                raise
-            raise await self._without_database(scope, reason, patience, latch_down) from error
+        latching = asyncio.ensure_future(self._decisions.record(latch_down, durable=True))
+        await asyncio.wait({latching}, timeout=LATCH_TIMEOUT_SECONDS)
+        if not latching.done() or _unavailable(latching):
+            await self._without_database(scope, reason, patience, latching, latch_down)
+        engaged = latching.result()
         if engaged.answer is not None:
             return engaged.answer
         start_us = engaged.latch.change_us
@@ -165,26 +169,42 @@ class KillSwitch:
         return response
 
     async def _without_database(
-        self, scope: Scope, reason: str, patience: _Patience, latch_down: Callable[[Tx], _Engaged]
-    ) -> HayflickError:
-        """End whom the nodes know in *scope*; return what to tell the caller.
+        self,
+        scope: Scope,
+        reason: str,
+        patience: _Patience,
+        latching: asyncio.Future[_Engaged],
+        latch_down: Callable[[Tx], _Engaged],
+    ) -> None:
+        """End whom the nodes know in *scope*; return when the database was only slow, and has the latch.
 
         Nothing can be born meanwhile: a registration needs the database too. The
         latch is set as soon as it answers.
+
+        Raises:
+            HayflickError: SERVICE_UNAVAILABLE: what was done without a latch.
         """
         kill = Kill(scope, EndReason.KILL_SWITCH, reason, (), patience.grace_us)
         orders = [self._pursuit.order(link, kill) for link in self._pursuit.links.values() if not link.closed]
-        self._pursuit.insist(lambda: self._decisions.record(latch_down, durable=True))
-        dead = 0
-        done, _ = (
+
+        async def latch() -> None:
+            if not latching.done():
+                await asyncio.shield(latching)  # it is queued, and holds when the database goes on
+            elif _unavailable(latching):
+                await self._decisions.record(latch_down, durable=True)
+
+        self._pursuit.insist(latch)
+        late = asyncio.get_running_loop().time() + LATE_LATCH_SECONDS
+        if orders:
             await asyncio.wait(orders, timeout=seconds(patience.timeout_us + patience.grace_us))
-            if orders
-            else (set(), set())
-        )
-        for order in done:
-            if order.exception() is None:
-                dead += len(order.result().worker_ids)
-        return HayflickError(
+        left = late - asyncio.get_running_loop().time()
+        if not latching.done() and left > 0:
+            await asyncio.wait({latching}, timeout=left)
+        if latching.done() and not _unavailable(latching):
+            return
+        done = [order.result() for order in orders if order.done() and order.exception() is None]
+        dead = sum(len(result.worker_ids) for result in done)
+        raise HayflickError(
             ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE,
             f"the database does not answer: {dead} workers were killed and seen dead on {len(done)} of"
             f" {len(orders)} nodes, but no latch is on record; ask again with this request_id until it is",
@@ -303,6 +323,11 @@ def _remembered(tx: Tx, scope: Scope, kept: Response) -> _Engaged:
     targets = tuple(worker for worker in found if worker is not None)
     # Released since, it ends nobody more; whom it had stopped is pursued anyway.
     return _Engaged(latch, targets, stands=tx.latches([scope]).get(scope, Latch(scope)).engaged)
+
+
+def _unavailable(latching: asyncio.Future[_Engaged]) -> bool:
+    error = latching.exception()
+    return isinstance(error, HayflickError) and error.reason == ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE
 
 
 def _node_kill(node_id: str, order: asyncio.Task[Result | None]) -> controller_pb2.NodeKill:
