@@ -165,7 +165,7 @@ class Decisions:
         return known
 
     def remember(self, tx: Tx, request: Request, body: bytes | None) -> None:
-        """Keep *body* as the answer to *request*; ``None`` while there is none yet."""
+        """Keep *body* as the answer to *request*; ``None``, or what was begun, while there is none yet."""
         tx.remember(
             Answer(request.request_id, request.method, request.digest, body, tx.position, self._clock())
         )

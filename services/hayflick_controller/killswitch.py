@@ -1,7 +1,7 @@
 """The kill switch: a durable latch first, then orders, then confirmation.
 
-It acts also when the logger is away. Containment comes before the record; the
-events wait in the outbox.
+It acts also when the logger is away, or the database. Containment comes before
+the record; the events wait in the outbox, and the latch for its database.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hayflick.v1 import controller_pb2
 from hayflick.v1.errors_pb2 import ErrorReason
-from hayflick_controller import ends, events, receipts, render, render_terms
+from hayflick_controller import ends, events, parse_values, receipts, render, render_terms
 from hayflick_controller.clock import Clock, seconds
 from hayflick_controller.decisions import Decisions, Form, Request
 from hayflick_controller.model import EndReason, Latch, Scope, ScopeKind, Worker
@@ -26,13 +26,28 @@ if TYPE_CHECKING:
     from hayflick_controller.roster import Roster
     from hayflick_controller.store import Tx
 
+LATCH_TIMEOUT_SECONDS = 1.0
+"""How long the nodes' orders wait for the latch to be on record."""
+LATE_LATCH_SECONDS = 5.0
+"""How long an answer waits for a latch that came too late for that, the orders being given."""
+
 Response = controller_pb2.EngageKillSwitchResponse
 
 
 @dataclass(frozen=True, slots=True)
 class _Engaged:
+    """What a request set off, now or when it was first made.
+
+    Attributes:
+        latch: As the request set it.
+        targets: Who held a slot in its scope then, as recorded now.
+        stands: Whether the switch is still engaged: released since, it ends nobody more.
+        answer: What was answered before, when it was.
+    """
+
     latch: Latch
     targets: tuple[Worker, ...]
+    stands: bool = True
     answer: Response | None = None
 
 
@@ -108,13 +123,10 @@ class KillSwitch:
     async def _engage(self, request: Request, scope: Scope, reason: str, patience: _Patience) -> Response:
         def latch_down(tx: Tx) -> _Engaged:
             contract_id, path = subject(tx, scope)
-            targets = tuple(_within(tx, scope, path))
             known = self._decisions.check_repeated(tx, request)
             if known is not None:
-                latch = tx.latches([scope]).get(scope, Latch(scope))
-                answer = None if known.body is None else Response.FromString(known.body)
-                # Released since, it ends nobody more; whom it had stopped is pursued anyway.
-                return _Engaged(latch, targets if latch.engaged else (), answer)
+                return _remembered(tx, scope, Response.FromString(known.body or b""))
+            targets = tuple(_within(tx, scope, path))
             latch = self._turn(tx.latches([scope]).get(scope, Latch(scope)), reason, engaged=True)
             tx.put_latch(latch)
             tx.return_reserved(scope, path)
@@ -122,18 +134,17 @@ class KillSwitch:
             tx.record(
                 events.latch_changed("kill_switch_engaged", latch, contract_id=contract_id, workers=targets)
             )
-            self._decisions.remember(tx, request, None)
+            self._decisions.remember(tx, request, _begun(latch, targets).SerializeToString())
             return _Engaged(latch, targets)
 
-        try:
-            engaged = await self._decisions.record(latch_down, durable=True)
-        except HayflickError as error:
-            if error.reason != ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE:
-                raise
-            raise await self._without_database(scope, reason, patience, latch_down) from error
+        latching = asyncio.ensure_future(self._decisions.record(latch_down, durable=True))
+        await asyncio.wait({latching}, timeout=LATCH_TIMEOUT_SECONDS)
+        if not latching.done() or _unavailable(latching):
+            await self._without_database(scope, reason, patience, latching, latch_down)
+        engaged = latching.result()
         if engaged.answer is not None:
             return engaged.answer
-        start_us = self._clock()
+        start_us = engaged.latch.change_us
         response = await self._carry_out(engaged, patience, start_us)
         response.receipt.CopyFrom(self._issuer.issue(engaged.latch, engaged.targets, response, self._clock()))
 
@@ -158,26 +169,42 @@ class KillSwitch:
         return response
 
     async def _without_database(
-        self, scope: Scope, reason: str, patience: _Patience, latch_down: Callable[[Tx], _Engaged]
-    ) -> HayflickError:
-        """End whom the nodes know in *scope*; return what to tell the caller.
+        self,
+        scope: Scope,
+        reason: str,
+        patience: _Patience,
+        latching: asyncio.Future[_Engaged],
+        latch_down: Callable[[Tx], _Engaged],
+    ) -> None:
+        """End whom the nodes know in *scope*; return when the database was only slow, and has the latch.
 
         Nothing can be born meanwhile: a registration needs the database too. The
         latch is set as soon as it answers.
+
+        Raises:
+            HayflickError: SERVICE_UNAVAILABLE: what was done without a latch.
         """
         kill = Kill(scope, EndReason.KILL_SWITCH, reason, (), patience.grace_us)
         orders = [self._pursuit.order(link, kill) for link in self._pursuit.links.values() if not link.closed]
-        self._pursuit.insist(lambda: self._decisions.record(latch_down, durable=True))
-        dead = 0
-        done, _ = (
+
+        async def latch() -> None:
+            if not latching.done():
+                await asyncio.shield(latching)  # it is queued, and holds when the database goes on
+            elif _unavailable(latching):
+                await self._decisions.record(latch_down, durable=True)
+
+        self._pursuit.insist(latch)
+        late = asyncio.get_running_loop().time() + LATE_LATCH_SECONDS
+        if orders:
             await asyncio.wait(orders, timeout=seconds(patience.timeout_us + patience.grace_us))
-            if orders
-            else (set(), set())
-        )
-        for order in done:
-            if order.exception() is None:
-                dead += len(order.result().worker_ids)
-        return HayflickError(
+        left = late - asyncio.get_running_loop().time()
+        if not latching.done() and left > 0:
+            await asyncio.wait({latching}, timeout=left)
+        if latching.done() and not _unavailable(latching):
+            return
+        done = [order.result() for order in orders if order.done() and order.exception() is None]
+        dead = sum(len(result.worker_ids) for result in done)
+        raise HayflickError(
             ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE,
             f"the database does not answer: {dead} workers were killed and seen dead on {len(done)} of"
             f" {len(orders)} nodes, but no latch is on record; ask again with this request_id until it is",
@@ -188,7 +215,7 @@ class KillSwitch:
     async def _carry_out(self, engaged: _Engaged, patience: _Patience, start_us: int) -> Response:
         latch = engaged.latch
         departures = self._roster.watch_departures(worker.worker_id for worker in engaged.targets)
-        links = [link for link in self._pursuit.links.values() if latch.engaged and not link.closed]
+        links = [link for link in self._pursuit.links.values() if engaged.stands and not link.closed]
         orders = {
             link.node_id: self._order(link, latch, engaged.targets, patience.grace_us) for link in links
         }
@@ -270,6 +297,37 @@ def _within(tx: Tx, scope: Scope, path: str) -> list[Worker]:
             return tx.live_workers(contract_id=scope.id)
         case _:
             return tx.live_workers(path=path)
+
+
+def _begun(latch: Latch, targets: Sequence[Worker]) -> Response:
+    """Return what is remembered of a kill until it is answered: an answer without a receipt."""
+    return Response(
+        kill_switch=render.latch(latch),
+        active_before=len(targets),
+        unconfirmed_worker_ids=[worker.worker_id for worker in targets],
+    )
+
+
+def _remembered(tx: Tx, scope: Scope, kept: Response) -> _Engaged:
+    """Return what a request that is repeated had set off; see :func:`_begun`."""
+    latch = Latch(
+        scope,
+        engaged=True,
+        epoch=kept.kill_switch.epoch,
+        reason=kept.kill_switch.reason,
+        change_us=parse_values.instant_us("change_time", kept.kill_switch.change_time),
+    )
+    if kept.HasField("receipt"):
+        return _Engaged(latch, (), answer=kept)
+    found = [tx.worker(worker_id) for worker_id in kept.unconfirmed_worker_ids]
+    targets = tuple(worker for worker in found if worker is not None)
+    # Released since, it ends nobody more; whom it had stopped is pursued anyway.
+    return _Engaged(latch, targets, stands=tx.latches([scope]).get(scope, Latch(scope)).engaged)
+
+
+def _unavailable(latching: asyncio.Future[_Engaged]) -> bool:
+    error = latching.exception()
+    return isinstance(error, HayflickError) and error.reason == ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE
 
 
 def _node_kill(node_id: str, order: asyncio.Task[Result | None]) -> controller_pb2.NodeKill:

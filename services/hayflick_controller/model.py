@@ -319,7 +319,7 @@ class Event:
 class Answer:
     """What a request was answered with, kept so that repeating it changes nothing.
 
-    ``body`` is ``None`` while the request is still being carried out.
+    ``body`` is ``None``, or what was begun, while the request is still being carried out.
     ``position`` is the event that must be durable before the answer is given.
     """
 

@@ -2,7 +2,8 @@
 
 The channels are cut before the freeze is ordered and opened after the thaw, so
 nothing that a worker said on its way into quarantine is acted upon before its
-release. Ends win: a frozen worker is killed like any other.
+release. Ends win: a frozen worker is killed like any other. One that is still being
+born is called off instead: it has done nothing yet that could be looked at.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from hayflick_orchestrator.workers import worker_unknown
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from hayflick_orchestrator.host import Host
     from hayflick_orchestrator.lifecycle import Event
     from hayflick_orchestrator.supervisor import Everyone
-    from hayflick_orchestrator.workers import Worker
+    from hayflick_orchestrator.workers import Birth, Worker
+
+BIRTH_SECONDS = 8.0
+"""How long a birth that was called off may take to be over; less than a controller waits."""
 
 
 class Quarantines:
@@ -46,25 +50,26 @@ class Quarantines:
         self.on_frozen: Callable[[tuple[Worker, ...]], None] = lambda _: None
 
     async def freeze(self, worker_id: str) -> Report:
-        """Freeze a worker and its descendants; births below it are called off.
+        """Freeze a worker and its descendants; births below it are called off, and so is its own.
 
         When the kernel does not confirm it in time the order stands, and the
-        channels stay cut: the kernel may still get there.
+        channels stay cut: the kernel may still get there. A birth that was called
+        off is confirmed once nothing of it is left.
 
         Raises:
             HayflickError: WORKER_UNKNOWN; LIMIT_NOT_ENFORCEABLE.
         """
         started = time.monotonic()
+        unborn = [birth for birth in self._population.births if birth.worker_id == worker_id]
+        if unborn and self._population.get(worker_id) is None:
+            return await self._await_over(worker_id, unborn, started)
         worker = self._require(worker_id)
         worker.own_freeze = True
         family = self._population.family(worker_id)
         for member in family:
             _cut(member)
         ids = {member.worker_id for member in family}
-        below = [birth for birth in self._population.births if birth.parent_id in ids]
-        for birth in below:
-            birth.frozen = True
-        await asyncio.gather(*(self._host.kill(birth.cgroup_path) for birth in below if birth.cgroup_path))
+        await self._call_off(birth for birth in self._population.births if birth.parent_id in ids)
         try:
             confirmed = await self._host.freeze(worker.cgroup_path)
         except HayflickError:
@@ -90,6 +95,10 @@ class Quarantines:
             HayflickError: WORKER_UNKNOWN.
         """
         started = time.monotonic()
+        if self._population.get(worker_id) is None and any(
+            birth.worker_id == worker_id for birth in self._population.births
+        ):
+            return Report((), (), 0.0)  # one that was called off does not come to life any more
         worker = self._require(worker_id)
         worker.own_freeze = False
         self._host.thaw(worker.cgroup_path)
@@ -103,6 +112,20 @@ class Quarantines:
                 _join(member)
                 thawed.append(member.worker_id)
         return Report(tuple(thawed), (), time.monotonic() - started)
+
+    async def _await_over(self, worker_id: str, births: Sequence[Birth], started: float) -> Report:
+        await self._call_off(births, worker_id)
+        _, going_on = await asyncio.wait([birth.settled for birth in births], timeout=BIRTH_SECONDS)
+        elapsed = time.monotonic() - started
+        return Report((), (worker_id,), elapsed) if going_on else Report((worker_id,), (), elapsed)
+
+    async def _call_off(self, births: Iterable[Birth], own_id: str = "") -> None:
+        """See that nothing of *births* comes to life: of *own_id*, or of children of the frozen."""
+        places = []
+        for birth in births:
+            birth.frozen = own_id or birth.parent_id
+            places.append(birth.cgroup_path)
+        await asyncio.gather(*(self._host.kill(place) for place in places if place))
 
     def _require(self, worker_id: str) -> Worker:
         worker = self._population.get(worker_id)

@@ -52,6 +52,7 @@ class Birth:
     Attributes:
         ask: The end asked for meanwhile; nothing of it may run afterwards.
         settled: Resolves when the launch is over, either way.
+        frozen: Whose quarantine called it off, its own or its parent's; empty while none did.
         registered: Whether the controller committed it.
         cgroup_path: Where its processes will be; empty until that is known.
         network: What is left of its network policy, when some was taken meanwhile.
@@ -63,7 +64,7 @@ class Birth:
         self.contract_id = manifest.contract_id
         self.parent_id = manifest.parent_id
         self.ask: Ask | None = None
-        self.frozen = False
+        self.frozen = ""
         self.registered = False
         self.cgroup_path = ""
         self.network: NetworkPolicy | None = None
@@ -79,7 +80,7 @@ class Birth:
         if self.ask is not None:
             raise refusal_after(self.worker_id, self.ask.reason, State.STATE_STOPPING)
         if self.frozen:
-            raise quarantined(self.parent_id)
+            raise quarantined(self.frozen)
 
 
 @dataclass(slots=True)

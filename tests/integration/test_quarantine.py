@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
+import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 
 from hayflick.v1 import controller_pb2
+from hayflick.v1.orchestrator_pb2 import LaunchWorkerRequest
 from hayflick.v1.resources_pb2 import State, Worker
 
 from .conftest import Stack, call, command, duration, refused, request_id, running_stack, shell, until
@@ -70,6 +76,40 @@ class Reader:
         """Read to the end."""
         while self.take(60):
             pass
+
+
+def test_who_is_being_born_does_not_come_to_life(own_stack: Stack) -> None:
+    """A worker that is quarantined while its sandbox is being built runs nothing, and its slot comes back."""
+    stack = own_stack
+    contract = stack.contract(max_replicas=1)
+    manifest = stack.manifest(contract)
+    launch = LaunchWorkerRequest(request_id=request_id(), manifest=manifest)
+    orchestrator = stack.processes["orchestrator"].pid
+    zygote = int(Path(f"/proc/{orchestrator}/task/{orchestrator}/children").read_text().split()[0])
+    with ThreadPoolExecutor() as pool:
+        os.kill(zygote, signal.SIGSTOP)
+        try:
+            launching = pool.submit(stack.orchestrator.LaunchWorker, launch)
+            worker = until(lambda: _registered(stack, contract))
+            freezing = pool.submit(quarantine, stack, worker)
+            # Nothing can be confirmed while the zygote stands still, and the order is there by then.
+            assert not wait([freezing], timeout=1.0).done
+        finally:
+            os.kill(zygote, signal.SIGCONT)
+        with refused("QUARANTINED"):
+            launching.result()
+        assert freezing.result() == [worker.worker_id]
+    with pytest.raises(grpc.RpcError):
+        stack.run(worker, command("true"))
+    assert stack.end_reason(worker.worker_id) == "LAUNCH_FAILED"
+    assert "worker_started" not in stack.events(worker.worker_id)
+    until(lambda: not stack.sandboxes())
+    stack.stop(stack.launch(contract))
+
+
+def _registered(stack: Stack, contract: str) -> Worker | None:
+    listed = stack.controller.ListWorkers(controller_pb2.ListWorkersRequest(contract_id=contract)).workers
+    return listed[0] if listed else None
 
 
 def test_not_one_byte_is_lost_or_doubled(stack: Stack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pwd
@@ -11,8 +12,12 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 USERS = ("postgres", "nobody")
 """Who owns the cluster where root makes it: PostgreSQL refuses root, and a uid without a name."""
@@ -119,6 +124,24 @@ class Cluster:
                 self._drain.join(WAIT_SECONDS)
                 assert process.stderr is not None
                 process.stderr.close()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stop its time: it keeps its connections and answers nothing."""
+        assert self._process is not None
+        # Its own processes alone: each worker of the server is a child of it.
+        server = self._process.pid
+        still = [server]
+        try:
+            os.kill(server, signal.SIGSTOP)  # first, so that it starts nobody more
+            children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+            for child in map(int, children):
+                os.kill(child, signal.SIGSTOP)
+                still.append(child)
+            yield
+        finally:
+            for pid in reversed(still):
+                os.kill(pid, signal.SIGCONT)
 
     def close(self) -> None:
         """Stop, and leave nothing."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -139,14 +141,14 @@ async def test_a_repeated_kill_spares_those_born_after_a_release(bench: Any, req
     release = pb.ReleaseKillSwitchRequest(request_id=request_id(), scope=pb.Scope(**scope), reason="go on")
     await bench.stub.ReleaseKillSwitch(release)
     later = await bench.born(node, contract.contract_id)
-    repeated = await engage(bench, name, **scope)
-    assert not repeated.kill_switch.engaged
-    assert repeated.active_before == 0
-    assert not repeated.nodes
+    repeating = asyncio.create_task(engage(bench, name, **scope))
     assert (await bench.worker(later.worker_id)).state != resources_pb2.STATE_STOPPING
-    assert node.orders == [order]
     await node.answer(order)
     assert (await killing).worker_ids == [worker.worker_id]
+    repeated = await repeating
+    assert repeated.kill_switch.epoch == 1
+    assert repeated.worker_ids == [worker.worker_id]
+    assert node.orders == [order]
     assert (await bench.worker(later.worker_id)).state != ENDED
 
 
@@ -250,6 +252,47 @@ async def test_a_pursuit_outlives_the_controller(bench: Any, request_id: Any) ->
     await again.connect()
     ended = await bench.ended(worker.worker_id)
     assert ended.exit.reason in (resources_pb2.END_REASON_KILL_SWITCH, resources_pb2.END_REASON_NODE_LOST)
+
+
+@pytest.mark.parametrize("released", [False, True])
+async def test_a_kill_that_is_repeated_after_a_crash_is_answered_as_it_was_begun(
+    bench: Any, request_id: Any, monkeypatch: pytest.MonkeyPatch, *, released: bool
+) -> None:
+    """The receipt of a kill whose controller died counts whom the latch found, from when it was set."""
+    contract = await bench.contract()
+    scope = {"contract_id": contract.contract_id}
+    node = await bench.node()
+    first, second = [await bench.born(node, contract.contract_id) for _ in range(2)]
+    node.obedient = False
+    name = request_id()
+    dead = asyncio.Event()
+    monkeypatch.setattr(bench.controller.kill_switch, "_carry_out", lambda *_: dead.wait())
+    killing = asyncio.create_task(engage(bench, name, 0.5, **scope))
+    assert await bench.recorded(contract.contract_id, "kill_switch_engaged")
+    await bench.stop()  # with its latch on record, and nothing of what follows
+    (lost,) = await asyncio.gather(killing, return_exceptions=True)
+    assert isinstance(lost, BaseException)
+    await bench.start()
+    await bench.wait_audit()
+    node.stub, node.workers = bench.stub, {second.worker_id}
+    await node.connect()
+    assert (await bench.ended(first.worker_id)).exit.reason == resources_pb2.END_REASON_KILL_SWITCH
+    if released:
+        release = pb.ReleaseKillSwitchRequest(
+            request_id=request_id(), scope=pb.Scope(**scope), reason="go on"
+        )
+        await bench.ask(bench.stub.ReleaseKillSwitch(release))
+        later = await bench.born(node, contract.contract_id)
+    response = await engage(bench, name, 0.5, **scope)
+    said = json.loads(response.receipt.document_json)
+    assert (said["epoch"], said["running"]) == (1, 2)
+    assert [worker["worker_id"] for worker in said["dead"]] == [first.worker_id]
+    assert [worker["worker_id"] for worker in said["unconfirmed"]] == [second.worker_id]
+    lasted = datetime.fromisoformat(said["issue_time"]) - datetime.fromisoformat(said["engage_time"])
+    assert said["elapsed_seconds"] == pytest.approx(lasted.total_seconds(), abs=0.1)
+    assert await engage(bench, name, 0.5, **scope) == response
+    if released:
+        assert (await bench.worker(later.worker_id)).state == resources_pb2.STATE_STARTING
 
 
 async def test_three_hundred_are_killed_by_one_order(bench: Any, request_id: Any) -> None:
