@@ -12,6 +12,7 @@ from hayflick_controller import clock, events, nodes, predicates, registrations,
 from hayflick_controller.decisions import Decisions, Form, Request
 from hayflick_controller.model import Manifest, ManifestStatus, State
 from hayflick_controller.registrations import NeedsVerdicts, Registered, Registration
+from hayflick_controller.store.protocol import Needs
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
@@ -61,7 +62,11 @@ class Births:
             restore=restore,
         )
         return await self._decisions.take(
-            request, lambda tx: wishes.decide(tx, wish, self._clock()), form, undo=self._take_back_manifest
+            request,
+            lambda tx: wishes.decide(tx, wish, self._clock()),
+            form,
+            undo=self._take_back_manifest,
+            needs=Needs(contract_id=wish.contract_id, parent_id=wish.parent_id),
         )
 
     async def register(
@@ -124,6 +129,13 @@ class Births:
             lambda tx: registrations.decide(tx, registration, verdicts, self._clock()),
             form,
             undo=self._take_back_worker,
+            needs=Needs(
+                contract_id=registration.manifest.contract_id,
+                parent_id=registration.manifest.parent_id,
+                manifest_id=registration.manifest.manifest_id,
+                key_id=registration.manifest.key_id,
+                node_id=registration.node_id,
+            ),
         )
 
     def _take_back_manifest(self, tx: Tx, manifest: Manifest) -> None:

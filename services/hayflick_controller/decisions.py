@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -21,6 +21,7 @@ from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_controller.admission import Denial
 from hayflick_controller.model import Answer
 from hayflick_controller.outbox import Outbox, not_recorded, unavailable
+from hayflick_controller.store.protocol import NO_NEEDS, Needs
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class Decisions:
         *,
         undo: Callable[[Tx, V], None] | None = None,
         durable: bool = False,
+        needs: Needs = NO_NEEDS,
     ) -> M:
         """Decide *request* once; return its answer when the decision is recorded.
 
@@ -121,12 +123,13 @@ class Decisions:
             undo: Takes the decision back when it could not be recorded. ``None``
                 for what reports a fact: the fact stays, the caller tries again.
             durable: Whether the decision must survive a power cut.
+            needs: What *decide* is going to read.
 
         Raises:
             HayflickError: The denial; REQUEST_ID_REUSED; AUDIT_UNAVAILABLE; or
                 what *decide* raised.
         """
-        return await self.finish(self._take(request, decide, form, undo, durable))
+        return await self.finish(self._take(request, decide, form, undo=undo, durable=durable, needs=needs))
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Await *work*, which goes on to its end also when its caller hangs up meanwhile."""
@@ -184,8 +187,10 @@ class Decisions:
         request: Request,
         decide: Callable[[Tx], V | Denial],
         form: Form[V, M],
+        *,
         undo: Callable[[Tx, V], None] | None,
         durable: bool,
+        needs: Needs,
     ) -> M:
         def run(tx: Tx) -> _Taken[V] | _Repeated[M] | _Denied:
             known = self.check_repeated(tx, request)
@@ -200,7 +205,8 @@ class Decisions:
             self.remember(tx, request, (form.keep or form.give)(value).SerializeToString())
             return _Taken(value, tx.position)
 
-        outcome = await self._store.transact(run, durable=durable)
+        needs = replace(needs, request_id=request.request_id)
+        outcome = await self._store.transact(run, durable=durable, needs=needs)
         if isinstance(outcome, _Denied):
             # Recorded before it is answered where that can be had, but nothing
             # is at stake: a denial stands without a logger.
