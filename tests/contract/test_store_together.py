@@ -158,12 +158,12 @@ steps = st.one_of(
 )
 needs = st.builds(
     Needs,
-    request_id=names | st.just(""),
-    contract_id=contract_ids | st.just("unknown"),
-    parent_id=names | st.just(""),
+    request_id=names,
+    contract_id=contract_ids,
+    parent_id=names,
     manifest_id=names.map(lambda name: f"manifest-{name}") | st.just("\x00forged"),
-    key_id=st.sampled_from(("key-contract-1", "key-contract-1+", "")),
-    node_id=st.sampled_from(("node-1", "unknown")),
+    key_id=st.sampled_from(("key-contract-1", "key-contract-1+")),
+    node_id=st.just("node-1"),
 )
 
 
@@ -172,7 +172,7 @@ def in_turn(parts: Sequence[Work]) -> Work:
     return lambda tx: [part(tx) for part in parts]
 
 
-transactions = st.builds(Asked, st.lists(steps, min_size=1, max_size=4).map(in_turn), needs)
+transactions = st.builds(Asked, st.lists(steps, min_size=2, max_size=5).map(in_turn), needs)
 
 
 async def everything(store: SqlStore) -> list[Any]:
@@ -207,7 +207,7 @@ async def compare(one: SqlStore, other: SqlStore, batches: Sequence[Sequence[Ask
         assert await everything(one) == await everything(other)
 
 
-@given(batches=st.lists(st.lists(transactions, min_size=1, max_size=6), min_size=1, max_size=4))
+@given(batches=st.lists(st.lists(transactions, min_size=4, max_size=12), min_size=1, max_size=3))
 @settings(max_examples=50, deadline=None)
 def test_a_batch_does_what_its_transactions_do_one_by_one(batches: list[list[Asked]]) -> None:
     """Whatever is read ahead, held back or refused, a batch has the outcomes and the effects of its parts."""
