@@ -56,9 +56,7 @@ class Births:
         form = Form[Manifest, controller_pb2.IssueManifestResponse](
             controller_pb2.IssueManifestResponse,
             lambda manifest: controller_pb2.IssueManifestResponse(manifest=render.manifest(manifest)),
-            keep=lambda manifest: controller_pb2.IssueManifestResponse(
-                manifest=render.manifest(manifest, with_snapshot=False)
-            ),
+            strip=lambda answer: answer.manifest.ClearField("state_snapshot_json"),
             restore=restore,
         )
         return await self._decisions.take(
@@ -120,8 +118,8 @@ class Births:
 
         form = Form[Registered, controller_pb2.RegisterWorkerResponse](
             controller_pb2.RegisterWorkerResponse,
-            lambda born: _registered(born, with_snapshot=True),
-            keep=lambda born: _registered(born, with_snapshot=False),
+            _registered,
+            strip=lambda answer: answer.worker.manifest.ClearField("state_snapshot_json"),
             restore=restore,
         )
         return await self._decisions.take(
@@ -153,8 +151,8 @@ class Births:
         tx.record(events.undone("registration", worker.manifest, self._clock()))
 
 
-def _registered(born: Registered, *, with_snapshot: bool) -> controller_pb2.RegisterWorkerResponse:
+def _registered(born: Registered) -> controller_pb2.RegisterWorkerResponse:
     return controller_pb2.RegisterWorkerResponse(
-        worker=render.worker(born.worker, with_snapshot=with_snapshot),
+        worker=render.worker(born.worker, with_snapshot=True),
         terms=render_terms.contract_terms(born.policy, born.worker.depth),
     )

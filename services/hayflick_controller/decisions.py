@@ -53,19 +53,20 @@ class Form(Generic[V, M]):
     Attributes:
         message: The type of the answer.
         give: Makes the answer.
-        keep: Makes what is kept of it, where that is smaller.
+        strip: Takes from a copy of the answer what need not be kept twice.
         restore: Fills what was kept up again, when the request is repeated.
     """
 
     message: type[M]
     give: Callable[[V], M]
-    keep: Callable[[V], M] | None = None
+    strip: Callable[[M], None] | None = None
     restore: Callable[[Tx, M], M] = lambda _, kept: kept
 
 
 @dataclass(frozen=True, slots=True)
-class _Taken(Generic[V]):
+class _Taken(Generic[V, M]):
     value: V
+    answer: M
     position: int
 
 
@@ -192,7 +193,7 @@ class Decisions:
         durable: bool,
         needs: Needs,
     ) -> M:
-        def run(tx: Tx) -> _Taken[V] | _Repeated[M] | _Denied:
+        def run(tx: Tx) -> _Taken[V, M] | _Repeated[M] | _Denied:
             known = self.check_repeated(tx, request)
             if known is not None:
                 kept = form.message.FromString(known.body or b"")
@@ -202,8 +203,9 @@ class Decisions:
                 return _Denied(value, tx.position)
             if undo is not None and not self._outbox.up:
                 raise unavailable("the logger does not answer")  # rolls back; a denial needs no logger
-            self.remember(tx, request, (form.keep or form.give)(value).SerializeToString())
-            return _Taken(value, tx.position)
+            answer = form.give(value)
+            self.remember(tx, request, _kept(form, answer).SerializeToString())
+            return _Taken(value, answer, tx.position)
 
         needs = replace(needs, request_id=request.request_id)
         outcome = await self._store.transact(run, durable=durable, needs=needs)
@@ -218,7 +220,7 @@ class Decisions:
                 await self._undo(request, outcome.value, undo)
             raise error if undo is not None else not_recorded("the logger does not answer")
         if isinstance(outcome, _Taken):
-            return form.give(outcome.value)
+            return outcome.answer
         if undo is not None and not await self._stands(request, outcome.position):
             raise unavailable("the first attempt was undone: it could not be recorded in time")
         return outcome.answer
@@ -257,3 +259,12 @@ class Decisions:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # whoever hung up does not ask for it
+
+
+def _kept(form: Form[V, M], answer: M) -> M:
+    if form.strip is None:
+        return answer
+    kept = form.message()
+    kept.CopyFrom(answer)
+    form.strip(kept)
+    return kept

@@ -196,6 +196,15 @@ async def everything(store: SqlStore) -> list[Any]:
     return await store.transact(read)
 
 
+def furnish(tx: Any) -> None:
+    """Leave something of each kind for the steps to find."""
+    for name in ("a", "b"):
+        tx.remember(Answer(name, "m", "d", None, 0, 5))
+        tx.settle(f"manifest-{name}", ManifestStatus.REGISTERED)
+        tx.add_worker(worker(name, "" if name == "a" else "a"))
+    tx.put_latch(Latch(EVERYTHING, epoch=1))
+
+
 async def compare(one: SqlStore, other: SqlStore, batches: Sequence[Sequence[Asked]]) -> None:
     """Run *batches* together in one store and one after the other in another; both must say the same."""
     for batch in batches:
@@ -214,10 +223,11 @@ def test_a_batch_does_what_its_transactions_do_one_by_one(batches: list[list[Ask
 
     async def run() -> None:
         async with contextlib.AsyncExitStack() as stack:
-            stores = [await opened(sqlite_store(None)) for _ in range(2)]
-            for each in stores:
+            one, other = await opened(sqlite_store(None)), await opened(sqlite_store(None))
+            for each in (one, other):
                 stack.push_async_callback(each.close)
-            await compare(*stores, batches)
+                await each.transact(furnish)
+            await compare(one, other, batches)
 
     asyncio.run(run())
 

@@ -12,12 +12,15 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Executable
+from sqlalchemy import Connection, Executable, Insert
 
-from hayflick_controller.store.prepared import NO_PARAMETERS, Parameters, Prepared
+from hayflick_controller.store.prepared import NO_PARAMETERS, Parameters, Prepared, PreparedRows
 
 INTRANS = 2
 """libpq's PQTRANS_INTRANS: in a transaction that may be committed."""
+
+MIN_ARRAY_ROWS = 4
+"""From how many rows on they go to PostgreSQL by columns."""
 
 Merge = Callable[[list[Parameters]], list[Parameters]]
 Later = Sequence[tuple[Executable, Merge | None]]
@@ -48,6 +51,8 @@ class Driver:
         self.connection = connection
         self._raw: Any = connection.connection.driver_connection
         self._prepared: dict[Executable, Prepared] = {}
+        self._arrays = connection.dialect.name == "postgresql"
+        self._at_once: dict[Executable, PreparedRows] = {}
         self._later = {statement: (place, merge) for place, (statement, merge) in enumerate(later)}
         self._waiting: Waiting = []  # of the transactions that have ended
         self._own: Waiting = []  # of the one under way
@@ -210,6 +215,14 @@ class Driver:
         return cursor
 
     def _execute_many(self, statement: Executable, rows: Sequence[Parameters]) -> None:
+        if self._arrays and isinstance(statement, Insert) and len(rows) >= MIN_ARRAY_ROWS:
+            at_once = self._at_once.get(statement)
+            if at_once is None:
+                at_once = self._at_once[statement] = PreparedRows(statement)
+            columns = at_once.arguments(rows)
+            if columns is not None:
+                self._raw.cursor().execute(at_once.text, columns)
+                return
         prepared = self._prepare(statement)
         self._raw.cursor().executemany(prepared.text, [prepared.arguments(row) for row in rows])
 
