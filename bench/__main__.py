@@ -23,6 +23,7 @@ SECTIONS = {
     "launch": "launches",
     "kill": "kills",
     "controller": "controller",
+    "admissions": "admissions",
     "record": "record",
     "neighbours": "neighbours",
 }

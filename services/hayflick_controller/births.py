@@ -12,6 +12,7 @@ from hayflick_controller import clock, events, nodes, predicates, registrations,
 from hayflick_controller.decisions import Decisions, Form, Request
 from hayflick_controller.model import Manifest, ManifestStatus, State
 from hayflick_controller.registrations import NeedsVerdicts, Registered, Registration
+from hayflick_controller.store.protocol import Needs
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
@@ -55,13 +56,15 @@ class Births:
         form = Form[Manifest, controller_pb2.IssueManifestResponse](
             controller_pb2.IssueManifestResponse,
             lambda manifest: controller_pb2.IssueManifestResponse(manifest=render.manifest(manifest)),
-            keep=lambda manifest: controller_pb2.IssueManifestResponse(
-                manifest=render.manifest(manifest, with_snapshot=False)
-            ),
+            strip=lambda answer: answer.manifest.ClearField("state_snapshot_json"),
             restore=restore,
         )
         return await self._decisions.take(
-            request, lambda tx: wishes.decide(tx, wish, self._clock()), form, undo=self._take_back_manifest
+            request,
+            lambda tx: wishes.decide(tx, wish, self._clock()),
+            form,
+            undo=self._take_back_manifest,
+            needs=Needs(contract_id=wish.contract_id, parent_id=wish.parent_id),
         )
 
     async def register(
@@ -115,8 +118,8 @@ class Births:
 
         form = Form[Registered, controller_pb2.RegisterWorkerResponse](
             controller_pb2.RegisterWorkerResponse,
-            lambda born: _registered(born, with_snapshot=True),
-            keep=lambda born: _registered(born, with_snapshot=False),
+            _registered,
+            strip=lambda answer: answer.worker.manifest.ClearField("state_snapshot_json"),
             restore=restore,
         )
         return await self._decisions.take(
@@ -124,6 +127,13 @@ class Births:
             lambda tx: registrations.decide(tx, registration, verdicts, self._clock()),
             form,
             undo=self._take_back_worker,
+            needs=Needs(
+                contract_id=registration.manifest.contract_id,
+                parent_id=registration.manifest.parent_id,
+                manifest_id=registration.manifest.manifest_id,
+                key_id=registration.manifest.key_id,
+                node_id=registration.node_id,
+            ),
         )
 
     def _take_back_manifest(self, tx: Tx, manifest: Manifest) -> None:
@@ -141,8 +151,8 @@ class Births:
         tx.record(events.undone("registration", worker.manifest, self._clock()))
 
 
-def _registered(born: Registered, *, with_snapshot: bool) -> controller_pb2.RegisterWorkerResponse:
+def _registered(born: Registered) -> controller_pb2.RegisterWorkerResponse:
     return controller_pb2.RegisterWorkerResponse(
-        worker=render.worker(born.worker, with_snapshot=with_snapshot),
+        worker=render.worker(born.worker, with_snapshot=True),
         terms=render_terms.contract_terms(born.policy, born.worker.depth),
     )

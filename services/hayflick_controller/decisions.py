@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -21,6 +21,7 @@ from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_controller.admission import Denial
 from hayflick_controller.model import Answer
 from hayflick_controller.outbox import Outbox, not_recorded, unavailable
+from hayflick_controller.store.protocol import NO_NEEDS, Needs
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
@@ -52,19 +53,20 @@ class Form(Generic[V, M]):
     Attributes:
         message: The type of the answer.
         give: Makes the answer.
-        keep: Makes what is kept of it, where that is smaller.
+        strip: Takes from a copy of the answer what need not be kept twice.
         restore: Fills what was kept up again, when the request is repeated.
     """
 
     message: type[M]
     give: Callable[[V], M]
-    keep: Callable[[V], M] | None = None
+    strip: Callable[[M], None] | None = None
     restore: Callable[[Tx, M], M] = lambda _, kept: kept
 
 
 @dataclass(frozen=True, slots=True)
-class _Taken(Generic[V]):
+class _Taken(Generic[V, M]):
     value: V
+    answer: M
     position: int
 
 
@@ -110,6 +112,7 @@ class Decisions:
         *,
         undo: Callable[[Tx, V], None] | None = None,
         durable: bool = False,
+        needs: Needs = NO_NEEDS,
     ) -> M:
         """Decide *request* once; return its answer when the decision is recorded.
 
@@ -121,12 +124,13 @@ class Decisions:
             undo: Takes the decision back when it could not be recorded. ``None``
                 for what reports a fact: the fact stays, the caller tries again.
             durable: Whether the decision must survive a power cut.
+            needs: What *decide* is going to read.
 
         Raises:
             HayflickError: The denial; REQUEST_ID_REUSED; AUDIT_UNAVAILABLE; or
                 what *decide* raised.
         """
-        return await self.finish(self._take(request, decide, form, undo, durable))
+        return await self.finish(self._take(request, decide, form, undo=undo, durable=durable, needs=needs))
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Await *work*, which goes on to its end also when its caller hangs up meanwhile."""
@@ -184,10 +188,12 @@ class Decisions:
         request: Request,
         decide: Callable[[Tx], V | Denial],
         form: Form[V, M],
+        *,
         undo: Callable[[Tx, V], None] | None,
         durable: bool,
+        needs: Needs,
     ) -> M:
-        def run(tx: Tx) -> _Taken[V] | _Repeated[M] | _Denied:
+        def run(tx: Tx) -> _Taken[V, M] | _Repeated[M] | _Denied:
             known = self.check_repeated(tx, request)
             if known is not None:
                 kept = form.message.FromString(known.body or b"")
@@ -197,10 +203,12 @@ class Decisions:
                 return _Denied(value, tx.position)
             if undo is not None and not self._outbox.up:
                 raise unavailable("the logger does not answer")  # rolls back; a denial needs no logger
-            self.remember(tx, request, (form.keep or form.give)(value).SerializeToString())
-            return _Taken(value, tx.position)
+            answer = form.give(value)
+            self.remember(tx, request, _kept(form, answer).SerializeToString())
+            return _Taken(value, answer, tx.position)
 
-        outcome = await self._store.transact(run, durable=durable)
+        needs = replace(needs, request_id=request.request_id)
+        outcome = await self._store.transact(run, durable=durable, needs=needs)
         if isinstance(outcome, _Denied):
             # Recorded before it is answered where that can be had, but nothing
             # is at stake: a denial stands without a logger.
@@ -212,7 +220,7 @@ class Decisions:
                 await self._undo(request, outcome.value, undo)
             raise error if undo is not None else not_recorded("the logger does not answer")
         if isinstance(outcome, _Taken):
-            return form.give(outcome.value)
+            return outcome.answer
         if undo is not None and not await self._stands(request, outcome.position):
             raise unavailable("the first attempt was undone: it could not be recorded in time")
         return outcome.answer
@@ -251,3 +259,12 @@ class Decisions:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # whoever hung up does not ask for it
+
+
+def _kept(form: Form[V, M], answer: M) -> M:
+    if form.strip is None:
+        return answer
+    kept = form.message()
+    kept.CopyFrom(answer)
+    form.strip(kept)
+    return kept

@@ -8,7 +8,7 @@ from dataclasses import replace
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_controller import events, lineage
 from hayflick_controller.admission import Facts, FamilyFacts
-from hayflick_controller.model import EVERYTHING, Contract, Latch, Scope, ScopeKind, Worker
+from hayflick_controller.model import Contract, Latch, Scope, Worker
 from hayflick_controller.store import Tx
 from hayflick_rpc.errors import HayflickError
 
@@ -36,14 +36,6 @@ def without_own(contract: Contract, reservations: int) -> Contract:
     return replace(contract, reserved_count=contract.reserved_count - reservations)
 
 
-def scopes_over(contract_id: str, path: str) -> list[Scope]:
-    """Return every scope that a latch over a birth below *path* ("" for a root) may have."""
-    scopes = [EVERYTHING, Scope(ScopeKind.CONTRACT, contract_id)]
-    for worker_id in lineage.members(path):
-        scopes += [Scope(ScopeKind.WORKER, worker_id), Scope(ScopeKind.QUARANTINE, worker_id)]
-    return scopes
-
-
 def read_facts(
     tx: Tx, contract: Contract, parent_id: str, now_us: int, *, issuing: bool, own_reservations: int = 0
 ) -> Facts:
@@ -58,7 +50,7 @@ def read_facts(
         own_reservations: Reserved slots that are the birth's own.
     """
     parent = tx.worker(parent_id) if parent_id else None
-    scopes = scopes_over(contract.contract_id, parent.path if parent else "")
+    scopes = lineage.scopes_over(contract.contract_id, parent.path if parent else "")
     found: Mapping[Scope, Latch] = tx.latches(scopes)
     last_birth_us = None
     if parent is not None and contract.policy.cooldown_us:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from hayflick_controller.model import EVERYTHING, Scope, ScopeKind
+
 if TYPE_CHECKING:
     from hayflick_controller.model import Worker
 
@@ -31,6 +33,14 @@ def members(path: str) -> tuple[str, ...]:
 def ancestors(path: str) -> tuple[str, ...]:
     """Return the identifiers above the worker at *path*, from the root down."""
     return members(path)[:-1]
+
+
+def scopes_over(contract_id: str, path: str) -> list[Scope]:
+    """Return every scope that a latch over a birth below *path* ("" for a root) may have."""
+    scopes = [EVERYTHING, Scope(ScopeKind.CONTRACT, contract_id)]
+    for worker_id in members(path):
+        scopes += [Scope(ScopeKind.WORKER, worker_id), Scope(ScopeKind.QUARANTINE, worker_id)]
+    return scopes
 
 
 def subtree_range(path: str) -> tuple[str, str]:

@@ -29,6 +29,7 @@ class Attestations(Part):
 
     def attest(self, worker: Worker, body: bytes) -> None:  # noqa: D102
         name = worker.worker_id
+        self._known.workers.pop(name, None)
         if not self._driver.run(CHANGE_ATTESTATION, {"key": name, "new_body": body}):
             self._driver.run(ADD_ATTESTATION, {"worker_id": name, "body": body})
         self._driver.run(ATTEST, {"key": name, "new_attestation": worker.attestation})

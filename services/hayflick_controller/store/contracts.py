@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sqlalchemy import bindparam, insert, select, tuple_, update
 
 from hayflick_controller.model import Contract, Key, StopCondition
 from hayflick_controller.store import rows, schema
-from hayflick_controller.store.part import Part
+from hayflick_controller.store.part import Change, Part
 
 contracts, conditions, keys = schema.contracts, schema.conditions, schema.keys
 
@@ -52,6 +54,9 @@ class Contracts(Part):
         )
 
     def contract(self, contract_id: str, *, lock: bool = False) -> Contract | None:  # noqa: D102
+        # Known ones are locked; what this transaction has changed of one is held back in full.
+        if (known := self._known.contracts.get(contract_id)) is not None:
+            return changed(known, self._population.get(contract_id))
         self._write_population()
         row = self._driver.one(CONTRACT_LOCKED if lock else CONTRACT, {"contract_id": contract_id})
         return None if row is None else rows.contract(row, self._conditions(contract_id))
@@ -62,21 +67,24 @@ class Contracts(Part):
         query = select(contracts).order_by(contracts.c.create_us.desc(), contracts.c.contract_id.desc())
         if before is not None:
             query = query.where(place < before)
-        found = self._driver.connection.execute(query.limit(limit)).all()
+        found = self._driver.query(query.limit(limit)).all()
         return [rows.contract(row, self._conditions(row.contract_id)) for row in found]
 
     def _conditions(self, contract_id: str) -> tuple[StopCondition, ...]:
-        known = self._immutable.conditions.get(contract_id)
+        known = self._known.immutable.conditions.get(contract_id)
         if known is None:
             found = self._driver.all(CONDITIONS, {"contract_id": contract_id})
-            known = self._immutable.conditions[contract_id] = tuple(rows.condition(row) for row in found)
+            known = self._known.immutable.conditions[contract_id] = tuple(
+                rows.condition(row) for row in found
+            )
         return known
 
     def _write_population(self) -> None:
         # Held back so that a birth, which gives back a reservation and takes a
         # slot, writes its contract's row once.
         for contract_id, change in self._population.items():
-            self._driver.run(
+            self._known.contracts.pop(contract_id, None)
+            self._driver.later(
                 POPULATION,
                 {
                     "key": contract_id,
@@ -86,3 +94,15 @@ class Contracts(Part):
                 },
             )
         self._population.clear()
+
+
+def changed(contract: Contract, change: Change | None) -> Contract:
+    """Return *contract* after a change of its population."""
+    if change is None:
+        return contract
+    return replace(
+        contract,
+        active_count=contract.active_count + change.active,
+        reserved_count=contract.reserved_count + change.reserved,
+        population_version=contract.population_version + change.version,
+    )

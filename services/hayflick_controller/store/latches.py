@@ -34,7 +34,11 @@ class Latches(Part):
 
     def latches(self, scopes: Iterable[Scope]) -> dict[Scope, Latch]:  # noqa: D102
         found: dict[Scope, Latch] = {}
-        for part in batches([scope.key for scope in scopes]):
+        names = [scope.key for scope in scopes]
+        if all(name in self._known.latches for name in names):
+            known = (self._known.latches[name] for name in names)
+            return {latch.scope: latch for latch in known if latch is not None}
+        for part in batches(names):
             parameters = {f"s{place}": key for place, key in enumerate(part)}
             for row in self._driver.all(latches_of(len(part)), parameters):
                 latch = rows.latch(row)
@@ -46,6 +50,7 @@ class Latches(Part):
 
     def put_latch(self, latch: Latch) -> None:  # noqa: D102
         values = rows.latch_values(latch)
+        self._known.latches.pop(values["scope"], None)
         if latch.scope.kind is ScopeKind.QUARANTINE:
             self._quarantines.append(latch.scope.id)
         if not self._driver.run(CHANGE_LATCH, {"key": values["scope"], **new(values)}):

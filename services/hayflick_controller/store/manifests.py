@@ -11,8 +11,6 @@ from hayflick_controller.store.workers import in_subtree
 
 manifests, workers = schema.manifests, schema.workers
 
-_RESERVED = ManifestStatus.RESERVED.value
-
 MANIFEST = select(
     manifests.c.manifest_id,
     manifests.c.contract_id,
@@ -46,7 +44,8 @@ class Manifests(Part):
     """See :class:`~hayflick_controller.store.protocol.Tx`."""
 
     def add_manifest(self, manifest: Manifest) -> None:  # noqa: D102
-        self._driver.run(ADD_MANIFEST, rows.manifest_values(manifest))
+        self._known.statuses.pop(manifest.manifest_id, None)
+        self._driver.later(ADD_MANIFEST, rows.manifest_values(manifest))
         self._population[manifest.contract_id].reserved += 1
 
     def manifest(  # noqa: D102
@@ -59,16 +58,18 @@ class Manifests(Part):
         return rows.manifest(row, row.snapshot if with_snapshot else ""), ManifestStatus(row.status)
 
     def manifest_status(self, manifest_id: str) -> ManifestStatus | None:  # noqa: D102
-        row = self._driver.one(STATUS, {"manifest_id": manifest_id})
-        return None if row is None else ManifestStatus(row.status)
+        found = self._status(manifest_id)
+        return None if found is None else found[1]
 
     def settle(self, manifest_id: str, status: ManifestStatus) -> None:  # noqa: D102
-        row = self._driver.one(STATUS, {"manifest_id": manifest_id})
-        if row is None or row.status == status.value:
+        found = self._status(manifest_id)
+        if found is None or found[1] is status:
             return
-        self._driver.run(SETTLE, {"key": manifest_id, "value": status.value})
-        change = self._population[row.contract_id]
-        change.reserved += (status.value == _RESERVED) - (row.status == _RESERVED)
+        contract_id, before = found
+        self._known.statuses.pop(manifest_id, None)
+        self._driver.later(SETTLE, {"key": manifest_id, "value": status.value})
+        change = self._population[contract_id]
+        change.reserved += (status is ManifestStatus.RESERVED) - (before is ManifestStatus.RESERVED)
 
     def return_expired(self, now_us: int, contract_id: str | None = None) -> dict[str, int]:  # noqa: D102
         expired = manifests.c.expire_us <= now_us
@@ -90,16 +91,22 @@ class Manifests(Part):
         row = self._driver.one(LAST_RESERVATION, {"parent_id": parent_id, "now_us": now_us})
         return None if row is None else int(row.issue_us)
 
+    def _status(self, manifest_id: str) -> tuple[str, ManifestStatus] | None:
+        if manifest_id in self._known.statuses:
+            return self._known.statuses[manifest_id]
+        row = self._driver.one(STATUS, {"manifest_id": manifest_id})
+        return None if row is None else (row.contract_id, ManifestStatus(row.status))
+
     def _return(self, which: ColumnElement[bool]) -> dict[str, int]:
         """Move RESERVED manifests for which *which* holds to RETURNED; count them by contract."""
         chosen = and_(schema.RESERVED, which)
-        connection = self._driver.connection
-        found = connection.execute(
+        found = self._driver.query(
             select(manifests.c.contract_id, func.count()).where(chosen).group_by(manifests.c.contract_id)
         ).all()
         if found:
+            self._known.statuses.clear()
             self._driver.writing()
-            connection.execute(update(manifests).where(chosen).values(status=ManifestStatus.RETURNED.value))
+            self._driver.query(update(manifests).where(chosen).values(status=ManifestStatus.RETURNED.value))
         returned = {contract_id: int(count) for contract_id, count in found}
         for contract_id, count in returned.items():
             self._population[contract_id].reserved -= count

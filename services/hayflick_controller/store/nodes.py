@@ -27,11 +27,14 @@ class Nodes(Part):
     """See :class:`~hayflick_controller.store.protocol.Tx`."""
 
     def node(self, node_id: str) -> Node | None:  # noqa: D102
+        if node_id in self._known.nodes:
+            return self._known.nodes[node_id]
         row = self._driver.one(NODE, {"node_id": node_id})
         return None if row is None else rows.node(row)
 
     def put_node(self, node: Node) -> None:  # noqa: D102
         values = rows.node_values(node)
+        self._known.nodes.pop(node.node_id, None)
         if not self._driver.run(CHANGE_NODE, {"key": node.node_id, **new(values)}):
             self._driver.run(ADD_NODE, values)
 
@@ -39,4 +42,6 @@ class Nodes(Part):
         return [rows.node(row) for row in self._driver.all(NODES)]
 
     def touch_nodes(self, acks: Sequence[tuple[str, int]]) -> None:  # noqa: D102
+        for node_id, _ in acks:
+            self._known.nodes.pop(node_id, None)
         self._driver.run_many(NODE_ACK, [{"key": node_id, "ack_us": ack_us} for node_id, ack_us in acks])

@@ -59,15 +59,13 @@ class Outbox(Part):
         return controller_id == self._identity.controller_id or self._is_alive(controller_id)
 
     def _write_events(self) -> None:
-        # At the end, in one statement: what a rollback undoes is never written.
-        self._driver.run_many(
-            ADD_EVENT,
-            [
+        # At the end: what a rollback undoes is never written.
+        for event in self._events:
+            self._driver.later(
+                ADD_EVENT,
                 {
                     "position": event.position,
                     "body": event.body,
                     "controller_id": self._identity.controller_id,
-                }
-                for event in self._events
-            ],
-        )
+                },
+            )

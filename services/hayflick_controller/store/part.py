@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from hayflick_controller.store.rows import Values
 
 if TYPE_CHECKING:
-    from hayflick_controller.model import StopCondition, Worker
-    from hayflick_controller.store.prepared import Driver
+    from hayflick_controller.model import Contract, Worker
+    from hayflick_controller.store.driver import Driver
+    from hayflick_controller.store.known import Known
     from hayflick_controller.store.protocol import Identity, Queued
 
 T = TypeVar("T")
 
 IN_LIMIT = 500
 """How many values go into one IN; every database takes that many."""
-
-
-@dataclass(slots=True)
-class Immutable:
-    """What never changes once it is written, kept from one transaction to the next.
-
-    Names are random and never used twice, so that a row whose transaction was
-    rolled back after it was read here cannot be taken for another.
-
-    Attributes:
-        conditions: Stop conditions by contract; they may hold megabytes.
-        secrets: Signing secrets by key and contract.
-    """
-
-    conditions: MutableMapping[str, tuple[StopCondition, ...]] = field(default_factory=dict)
-    secrets: MutableMapping[tuple[str, str], bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass(slots=True)
@@ -53,18 +38,19 @@ class Part:
         driver: Driver,
         identity: Identity,
         sequence: int,
-        immutable: Immutable,
+        known: Known,
         is_alive: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._driver = driver
         self._identity = identity
         self._is_alive = is_alive
         self.sequence = sequence
-        self._immutable = immutable
+        self._known = known
         self._events: list[Queued] = []
         self._changed: dict[str, Worker] = {}
         self._heard: dict[str, Worker] = {}
         self._quarantines: list[str] = []
+        self._ended: dict[str, Contract] = {}
         self._population: defaultdict[str, Change] = defaultdict(Change)
 
 

@@ -123,6 +123,11 @@ def _set_up(driver: psycopg.Connection[Any], record: object) -> None:
         ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_SECONDS),
     ):
         driver.execute("SELECT set_config(%s, %s, false)", (name, f"{round(seconds * 1_000)}ms"))
+    # Everything that a decision reads has an index. A plan is kept for as long as the
+    # session lives, and one that was made while a table was small would scan it for ever.
+    # The price that this puts on a scan must not be taken for work worth compiling.
+    for name in ("enable_seqscan", "jit"):
+        driver.execute("SELECT set_config(%s, 'off', false)", (name,))
     # A stronger setting of the server's, such as remote_apply, stays.
     driver.execute(
         "SELECT set_config('synchronous_commit', 'on', false)"

@@ -14,21 +14,13 @@ from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Executable, Select
+from sqlalchemy import BigInteger, Boolean, Dialect, Executable, Insert, Integer, LargeBinary, Select, String
 from sqlalchemy.sql.compiler import SQLCompiler
 
 Convert = Callable[[Any], Any]
 Parameters = Mapping[str, Any]
 
 NO_PARAMETERS: Parameters = {}
-
-
-INTRANS = 2
-"""libpq's PQTRANS_INTRANS: in a transaction that may be committed."""
-
-
-class LostTransaction(Exception):
-    """The database gave up the transaction under us."""
 
 
 class Prepared:
@@ -78,97 +70,37 @@ class Prepared:
         return self._row(values)
 
 
-class Driver:
-    """Runs statements on the driver's connection beneath *connection*; raises the driver's own errors.
+class PreparedRows:
+    """An INSERT of many rows as one statement of PostgreSQL's, which takes each column as an array.
 
-    Transactions stay *connection*'s.
+    Measured, it takes a third of the time of a statement for each row, on either side.
+
+    Args:
+        statement: Into a table with a column of each of its values.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self._raw: Any = connection.connection.driver_connection
-        self._prepared: dict[Executable, Prepared] = {}
-        self._saved = True  # whether what is written now can be taken back alone
+    # Without a length: a cast to one would cut what is too long, where the column refuses it.
+    _TYPES = (
+        (String, "text"),
+        (LargeBinary, "bytea"),
+        (BigInteger, "bigint"),
+        (Integer, "integer"),
+        (Boolean, "boolean"),
+    )
 
-    def one(self, statement: Executable, parameters: Parameters = NO_PARAMETERS) -> Any:  # noqa: ANN401
-        """Return the one row that *statement* finds, or ``None``."""
-        prepared = self._prepare(statement)
-        values = self._execute(prepared, parameters).fetchone()
-        return None if values is None else prepared.row(values)
+    def __init__(self, statement: Insert) -> None:
+        table: Any = statement.table
+        self._names = tuple(table.columns.keys())
+        arrays = ", ".join(f"%b::{self._type(column.type)}[]" for column in table.columns)
+        names = ", ".join(self._names)
+        self.text = f"INSERT INTO {table.name} ({names}) SELECT * FROM unnest({arrays})"  # noqa: S608 -- ours
 
-    def all(self, statement: Executable, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
-        """Return every row that *statement* finds."""
-        prepared = self._prepare(statement)
-        return [prepared.row(values) for values in self._execute(prepared, parameters).fetchall()]
+    def arguments(self, rows: Sequence[Parameters]) -> list[list[Any]] | None:
+        """Return the columns of *rows*; ``None`` where one holds nothing that shows its type."""
+        columns = [[row[name] for row in rows] for name in self._names]
+        if any(all(value is None for value in column) for column in columns):
+            return None
+        return columns
 
-    def run(self, statement: Executable, parameters: Parameters = NO_PARAMETERS) -> int:
-        """Run *statement*; return how many rows it changed."""
-        self.writing()
-        return int(self._execute(self._prepare(statement), parameters).rowcount)
-
-    def run_many(self, statement: Executable, rows: Sequence[Parameters]) -> None:
-        """Run *statement* once with each of *rows*."""
-        if rows:
-            self.writing()
-            prepared = self._prepare(statement)
-            self._raw.cursor().executemany(prepared.text, [prepared.arguments(row) for row in rows])
-
-    def say(self, text: str) -> None:
-        """Run SQL that binds nothing and finds nothing, such as SAVEPOINT."""
-        self._raw.cursor().execute(text)
-
-    def begin_job(self) -> None:
-        """Begin what :meth:`take_back` takes back. Its savepoint is made only once it writes."""
-        self._saved = False
-
-    def writing(self) -> None:
-        """Make the savepoint, if there is none; call it before writing by :attr:`connection`."""
-        if not self._saved:
-            self.say("SAVEPOINT job")
-            self._saved = True
-
-    def end_job(self) -> None:
-        """Keep what was written since :meth:`begin_job`.
-
-        Raises:
-            LostTransaction: There is no transaction any more that could keep it.
-        """
-        if self._saved:
-            self.say("RELEASE SAVEPOINT job")
-        elif not self._in_transaction():
-            raise LostTransaction
-
-    def take_back(self) -> None:
-        """Undo what was written since :meth:`begin_job`; the transaction goes on.
-
-        Raises:
-            LostTransaction: It does not: the database undid more than that.
-        """
-        if self._saved:
-            self.say("ROLLBACK TO SAVEPOINT job")
-            self.say("RELEASE SAVEPOINT job")
-        elif not self._in_transaction():
-            raise LostTransaction
-
-    @property
-    def broken(self) -> bool:
-        """Whether the connection is lost."""
-        return bool(getattr(self._raw, "closed", False))
-
-    def _in_transaction(self) -> bool:
-        # A statement that fails outside a savepoint fails the transaction, and
-        # PostgreSQL then takes COMMIT for ROLLBACK and calls that a success.
-        if hasattr(self._raw, "in_transaction"):  # sqlite3
-            return bool(self._raw.in_transaction)
-        return int(self._raw.info.transaction_status) == INTRANS
-
-    def _execute(self, prepared: Prepared, parameters: Parameters) -> Any:  # noqa: ANN401 -- a cursor
-        cursor = self._raw.cursor()
-        cursor.execute(prepared.text, prepared.arguments(parameters))
-        return cursor
-
-    def _prepare(self, statement: Executable) -> Prepared:
-        prepared = self._prepared.get(statement)
-        if prepared is None:
-            prepared = self._prepared[statement] = Prepared(statement, self.connection.dialect)
-        return prepared
+    def _type(self, of: object) -> str:
+        return next(name for kind, name in self._TYPES if isinstance(of, kind))

@@ -102,6 +102,30 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class Needs:
+    """Names of what a transaction is going to read; each saves time, and none is a promise.
+
+    Attributes:
+        request_id: Whose answer.
+        contract_id: Which contract, locked, and the kill switch over it.
+        parent_id: Which worker, and the latches over it and its ancestors.
+        manifest_id: Whose status.
+        key_id: Which key.
+        node_id: Which node.
+    """
+
+    request_id: str = ""
+    contract_id: str = ""
+    parent_id: str = ""
+    manifest_id: str = ""
+    key_id: str = ""
+    node_id: str = ""
+
+
+NO_NEEDS = Needs()
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """What was last heard of a worker."""
 
@@ -335,13 +359,19 @@ class Store(Protocol):
             OSError: The database's file or directory cannot be made safe.
         """
 
-    async def transact(self, fn: Callable[[Tx], T], *, durable: bool = False) -> T:
+    async def transact(self, fn: Callable[[Tx], T], *, durable: bool = False, needs: Needs = NO_NEEDS) -> T:
         """Run *fn* in a transaction: committed when it returns, rolled back when it raises.
 
+        Those that wait at the same time may be committed together. Each is still all
+        or nothing by itself, sees those before it, and returns after the commit.
+
         Args:
-            fn: Runs on the database's thread; must not keep its argument.
+            fn: Runs on the database's thread; must not keep its argument. It is run again
+                where what ran before it in the same commit could not be written, so that
+                only what its last run returned or raised holds.
             durable: Whether the commit must survive a power cut before this
                 returns. Without it, it survives a crash of the process only.
+            needs: What *fn* is going to read.
 
         Raises:
             HayflickError: SERVICE_UNAVAILABLE when the database cannot do it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +137,7 @@ def latch_values(latch_: Latch) -> Values:
     }
 
 
+@functools.lru_cache(maxsize=1_024)  # most births of a contract ask for the same
 def resources_text(resources: Resources) -> str:
     """Return *resources* as JSON."""
     fields = {name: getattr(resources, name) for name in _RESOURCES}
@@ -220,7 +222,7 @@ def worker_values(worker_: Worker) -> Values:
         "expire_us": worker_.expire_us,
         "last_heartbeat_us": worker_.last_heartbeat_us,
         **usage_values(worker_.usage),
-        "degraded_layers": json.dumps(worker_.degraded_layers),
+        "degraded_layers": _encode(worker_.degraded_layers),
         "stop_reason": worker_.stop_reason.value if worker_.stop_reason else None,
         "stop_detail": worker_.stop_detail,
         **exit_values(exit_),

@@ -15,14 +15,14 @@ from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from hayflick.v1.errors_pb2 import ErrorReason
-from hayflick_controller.store import migrations, schema
+from hayflick_controller.store import ahead, migrations, schema
 from hayflick_controller.store.database import Database, postgres_database, sqlite_database
+from hayflick_controller.store.driver import Driver, LostTransaction, Spoilt
+from hayflick_controller.store.known import Immutable, Known
 from hayflick_controller.store.outbox import QUEUED
-from hayflick_controller.store.part import Immutable
-from hayflick_controller.store.prepared import Driver, LostTransaction
-from hayflick_controller.store.protocol import Commit, Identity, Queued, Tx
+from hayflick_controller.store.protocol import NO_NEEDS, Commit, Identity, Needs, Queued, Tx
 from hayflick_controller.store.thread import Job, Thread
-from hayflick_controller.store.transaction import SqlTx
+from hayflick_controller.store.transaction import LATER, SqlTx
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
@@ -45,10 +45,13 @@ class SqlStore:
     anyway, and it makes the order of events that of commits, with no gaps.
     Where controllers share a database, their commits take turns.
 
-    Transactions that wait at the same time are committed together. Each has a
-    savepoint, so that one that raises takes nothing back but its own; each is
-    told its outcome after the commit, so that nobody ever saw what a failed
-    commit loses.
+    Transactions that wait at the same time are committed together. What one that
+    raises has written is taken back alone, by a savepoint, or was not written
+    yet; each is told its outcome after the commit, so that nobody ever saw what a
+    failed commit loses. What most of them read is read for all of them at once
+    (:mod:`~hayflick_controller.store.ahead`), and what most of them write is written for all
+    of them at the end (:mod:`~hayflick_controller.store.driver`). Where that fails, nobody can
+    tell by whose fault: they are run again, each with what it writes.
 
     A connection that is lost is made anew by the next transaction. Whether a
     commit that was under way then holds is read from the outbox: its callers
@@ -90,9 +93,9 @@ class SqlStore:
         await asyncio.to_thread(self._open)
         self._thread.start()
 
-    async def transact(self, fn: Callable[[Tx], T], *, durable: bool = False) -> T:
+    async def transact(self, fn: Callable[[Tx], T], *, durable: bool = False, needs: Needs = NO_NEEDS) -> T:
         """See :meth:`Store.transact <hayflick_controller.store.protocol.Store.transact>`."""
-        result: T = await self._thread.submit(fn, durable=durable)
+        result: T = await self._thread.submit(fn, durable=durable, needs=needs)
         return result
 
     async def close(self) -> None:
@@ -107,7 +110,7 @@ class SqlStore:
     def _connect(self) -> None:
         """Connect; count this start, or go on where a lost connection left off."""
         self._connection = self._database.engine.connect()
-        self._driver = Driver(self._connection)
+        self._driver = Driver(self._connection, LATER)
         self._durable = None
         self._choose_durable(durable=True)
         if self._identity is not None:
@@ -143,7 +146,12 @@ class SqlStore:
             with self._errors():
                 self._require_connection()
                 before = self._sequence
-                self._commit(jobs)
+                try:
+                    self._commit(jobs, together=True)
+                except Spoilt as error:
+                    self._require_unbroken(error)
+                    self._sequence = before
+                    self._commit(jobs, together=False)
         except BaseException as error:  # noqa: BLE001 -- whatever it was, those who wait must be told
             if before is not None:
                 self._sequence = before
@@ -155,35 +163,63 @@ class SqlStore:
             jobs[0].told = partial(_tell_both, partial(self._on_commit, self._untold), jobs[0].told)
             self._untold = None
 
-    def _commit(self, jobs: list[Job]) -> None:
+    def _commit(self, jobs: list[Job], *, together: bool) -> None:
+        """Run *jobs* and commit them; *together*, or each apart from the faults of the others.
+
+        Raises:
+            Spoilt: Something of one of them could not be read or written, and they ran together.
+        """
         assert self._connection is not None
+        assert self._driver is not None
         self._choose_durable(durable=any(job.durable for job in jobs))
+        self._driver.begin_commit()
         with self._connection.begin():
-            commits = [commit for job in jobs if (commit := self._attempt(job)) is not None]
+            known = self._read_ahead(jobs) if together else Known(self._immutable)
+            commits = [commit for job in jobs if (commit := self._attempt(job, known, together)) is not None]
+            self._driver.write_waiting()
             self._database.tell(
                 self._connection, self.identity.controller_id, [commit.notice for commit in commits]
             )
 
-    def _attempt(self, job: Job) -> Commit | None:
+    def _read_ahead(self, jobs: list[Job]) -> Known:
+        needs = [job.needs for job in jobs if job.needs != NO_NEEDS]
+        if not needs:
+            return Known(self._immutable)
+        assert self._driver is not None
+        try:
+            return ahead.read(self._driver, needs, self._immutable)
+        except Exception as error:
+            raise Spoilt from error
+
+    def _attempt(self, job: Job, known: Known, together: bool) -> Commit | None:
         """Run *job*, to be taken back alone; fill in what came of it.
 
         Raises:
             HayflickError: The database gave up the whole transaction.
+            Spoilt: It is the whole transaction's fault.
         """
         assert self._driver is not None
         self._driver.begin_job()
-        tx = SqlTx(self._driver, self.identity, self._sequence, self._immutable, self._is_alive)
+        job.value, job.error, job.told = None, None, None
+        tx = SqlTx(self._driver, self.identity, self._sequence, known, self._is_alive)
         try:
             with self._errors():
                 job.value = job.work(tx)
                 commit = tx.finish()
-        except BaseException as error:  # noqa: BLE001 -- it is for whoever waits, not for this thread
-            job.error = error
+                if not together:
+                    self._driver.write_waiting()
+        except BaseException as error:
+            if self._driver.spoilt:
+                raise Spoilt from error
+            job.error = error  # it is for whoever waits, not for this thread
             # Fails where the database undid more than the statement that
             # failed (a full disk): then nothing of this batch holds.
             self._driver.take_back()
             return None
+        if self._driver.spoilt:  # and the job took the error for its own
+            raise Spoilt
         self._driver.end_job()
+        tx.keep()
         self._sequence = tx.sequence
         if commit.events or commit.workers:
             # Told by the thread, and not by whoever awaits the result: that one
@@ -218,6 +254,12 @@ class SqlStore:
             self._close_connection()
             raise
         log.warning("connected to the database again")
+
+    def _require_unbroken(self, error: Spoilt) -> None:
+        """Raise why what ran together failed, where running it again cannot help."""
+        assert self._driver is not None
+        if self._driver.broken and error.__cause__ is not None:
+            raise error.__cause__
 
     def _drop_lost(self) -> None:
         if self._driver is not None and self._driver.broken:

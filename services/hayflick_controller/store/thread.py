@@ -32,6 +32,7 @@ class Job:
     Attributes:
         work: What to do; the thread's owner knows how.
         durable: Whether it must survive a power cut.
+        needs: What it is going to read; the thread's owner knows how that is said.
         future: Of whoever waits, on the event loop.
         value: What it returned.
         error: What it raised.
@@ -40,6 +41,7 @@ class Job:
 
     work: Callable[..., Any]
     durable: bool
+    needs: Any
     future: asyncio.Future[Any]
     value: Any = None
     error: BaseException | None = None
@@ -72,7 +74,9 @@ class Thread:
             finally:
                 threading.stack_size(previous)
 
-    def submit(self, work: Callable[..., Any], *, durable: bool = False) -> asyncio.Future[Any]:
+    def submit(
+        self, work: Callable[..., Any], *, durable: bool = False, needs: object = None
+    ) -> asyncio.Future[Any]:
         """Queue *work*; the future holds what it returns or raises. Cancelled in time, it is not begun.
 
         Raises:
@@ -80,7 +84,7 @@ class Thread:
         """
         if self._loop is None:
             raise RuntimeError("the store is not open")
-        job = Job(work, durable, self._loop.create_future())
+        job = Job(work, durable, needs, self._loop.create_future())
         self._queue.put(job)
         return job.future
 

@@ -90,12 +90,14 @@ class Workers(Part):
     """See :class:`~hayflick_controller.store.protocol.Tx`."""
 
     def add_worker(self, worker: Worker) -> None:  # noqa: D102
-        self._driver.run(ADD_WORKER, rows.worker_values(worker))
+        self._known.workers.pop(worker.worker_id, None)
+        self._driver.later(ADD_WORKER, rows.worker_values(worker))
         self._spawned([worker], 1)
         self._count(worker, 1)
         self._changed[worker.worker_id] = worker
 
     def remove_worker(self, worker: Worker) -> None:  # noqa: D102
+        self._known.workers.pop(worker.worker_id, None)
         self._driver.run(REMOVE_WORKER, {"worker_id": worker.worker_id})
         self._spawned([worker], -1)
         self._count(worker, -1)
@@ -103,6 +105,8 @@ class Workers(Part):
         self._changed[worker.worker_id] = replace(worker, state=State.ENDED, exit=gone)
 
     def worker(self, worker_id: str, *, with_snapshot: bool = False) -> Worker | None:  # noqa: D102
+        if not with_snapshot and worker_id in self._known.workers:
+            return self._known.workers[worker_id]
         statement = WORKER_WITH_SNAPSHOT if with_snapshot else WORKER
         row = self._driver.one(statement, {"worker_id": worker_id})
         return None if row is None else rows.worker(row, row.snapshot if with_snapshot else "")
@@ -175,6 +179,7 @@ class Workers(Part):
         return Family(root_id, int(row.live), int(row.siblings) if parent_id else 0)
 
     def update_states(self, workers: Sequence[Worker]) -> None:  # noqa: D102
+        self._known.workers.clear()
         self._driver.run_many(
             STATE,
             [
@@ -190,6 +195,7 @@ class Workers(Part):
         self._changed.update((worker.worker_id, worker) for worker in workers)
 
     def narrow_workers(self, workers: Sequence[Worker]) -> None:  # noqa: D102
+        self._known.workers.clear()
         self._driver.run_many(
             NETWORK,
             [
@@ -200,6 +206,7 @@ class Workers(Part):
         self._changed.update((worker.worker_id, worker) for worker in workers)
 
     def end_workers(self, workers: Sequence[Worker]) -> None:  # noqa: D102
+        self._known.workers.clear()
         self._driver.run_many(
             END,
             [
@@ -229,6 +236,7 @@ class Workers(Part):
         return found
 
     def beat(self, beats: Sequence[Beat]) -> None:  # noqa: D102
+        self._known.workers.clear()
         self._driver.run_many(
             BEAT,
             [
@@ -242,13 +250,13 @@ class Workers(Part):
         )
 
     def _found(self, query: Select[Any]) -> list[Worker]:
-        return [rows.worker(row) for row in self._driver.connection.execute(query)]
+        return [rows.worker(row) for row in self._driver.query(query)]
 
     def _spawned(self, workers: Sequence[Worker], change: int) -> None:
         """Count births below roots, on each root's own row: a family's whole life may be long."""
-        self._driver.run_many(
-            SPAWNED, [{"key": worker.root_id, "change": change} for worker in workers if worker.parent_id]
-        )
+        for worker in workers:
+            if worker.parent_id:
+                self._driver.later(SPAWNED, {"key": worker.root_id, "change": change})
 
     def _count(self, worker: Worker, active: int) -> None:
         change = self._population[worker.contract_id]
