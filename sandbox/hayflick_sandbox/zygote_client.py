@@ -214,7 +214,7 @@ class Zygote:
         own = messages.encode(Introduce(policy.hostname, dict(policy.environment)))
         request = {
             "launch_id": launch_id,
-            "policy": dataclasses.replace(policy, environment={}, hostname=NOBODY).to_json(),
+            "policy": {**policy.to_json(), "environment": {}, "hostname": NOBODY},
             "uid": uid,
             "beat_seconds": beat_seconds,
         }
