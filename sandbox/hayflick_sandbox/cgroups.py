@@ -113,6 +113,12 @@ class Tree:
         self._versions = {name: one.version for name, one in self._of.items()}
         self._bounds: dict[str, tuple[tuple[str, int], ...]] = {}
         self.roots = {one.root: one.root / OWN / node for one in used}
+        # The same as text, by hierarchy in their order and by controller, "" for version 2:
+        # what every birth and every reading goes by, where pathlib takes as long as the kernel.
+        self._tops = [(one, str(self.roots[one.root])) for one in used]
+        self._top_of = {name: top for one, top in self._tops for name in one.controllers}
+        if self._unified is not None:
+            self._top_of[""] = str(self.roots[self._unified.root])
         self.disks = self._throttled(disks.behind(("/", "/usr", sys.base_prefix, sys.prefix)))
 
     @classmethod
@@ -160,6 +166,14 @@ class Tree:
             return bool(self.disks)
         return self._unified is not None if what == "kill" else what in self._of
 
+    def version(self, controller: str) -> int:
+        """Return the version of the hierarchy that has *controller*.
+
+        Raises:
+            LookupError: none has it.
+        """
+        return self._versions[controller]
+
     def add(self, path: str, limits: Limits | None = None, bounds: Bounds | None = None) -> None:
         """Make the cgroups of a worker at *path*, with *limits* on its own processes.
 
@@ -181,7 +195,7 @@ class Tree:
                 written += [(path, *one) for one in bounds.family_settings(self._versions)]
             limits = None if limits is None else bounds.narrow(limits)
         try:
-            self._make(parts)
+            self._make(path)
         except BlockingIOError as error:  # EAGAIN: cgroup.max.descendants or cgroup.max.depth
             raise HeldByKernel(self._held_by(parts)) from error
         if limits is not None:
@@ -189,19 +203,18 @@ class Tree:
             written += [(leaf, *one) for one in settings(limits, self._versions)]
             written += [(leaf, *one) for one in disks.settings(limits, self._versions, self.disks)]
         for where, name, value in written:
-            controller = name.partition(".")[0]
-            _write(self._directory(self._of[controller], where) / name, value)
+            _write(f"{self._top_of[name.partition('.')[0]]}/{where}/{name}", value)
 
     def _bound(self, contract: str, bounds: Bounds) -> None:
         """Have the kernel hold a whole contract to its population and depth."""
         if self._unified is None or self._bounds.get(contract) == bounds.counts:
             return
-        directory = self._directory(self._unified, contract)
+        directory = f"{self._top_of['']}/{contract}"
         with contextlib.suppress(FileExistsError):
-            directory.mkdir()
+            os.mkdir(directory)
         _enable(directory, self._unified.controllers)
         for name, value in bounds.counts:
-            _write(directory / name, str(value))
+            _write(f"{directory}/{name}", str(value))
         self._bounds[contract] = bounds.counts
 
     def _held_by(self, parts: Sequence[str]) -> str:
@@ -209,17 +222,18 @@ class Tree:
         levels = dict(self._bounds.get(parts[0], ())).get("cgroup.max.depth", len(parts))
         return "max_depth" if len(parts) - 1 > levels else "max_replicas"
 
-    def _make(self, parts: Sequence[str]) -> None:
-        for one in self.hierarchies:
-            directory = self.roots[one.root]
-            for part in parts:
-                directory /= part
-                try:
-                    directory.mkdir()
-                except FileExistsError:
-                    continue
-                if one.version == 2 and part != LEAF:
-                    _enable(directory, one.controllers)
+    def _make(self, path: str) -> None:
+        for one, top in self._tops:
+            try:
+                _make_group(one, f"{top}/{path}")
+            except FileNotFoundError:
+                # The first of its contract; what is above a child is always there.
+                *above, _ = PurePosixPath(path).parts
+                for depth in range(len(above)):
+                    _make_group(one, f"{top}/{'/'.join(above[: depth + 1])}")
+                _make_group(one, f"{top}/{path}")
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(f"{top}/{path}/{LEAF}")
 
     @contextlib.contextmanager
     def leaves(self, path: str) -> Iterator[list[int]]:
@@ -228,19 +242,18 @@ class Tree:
         Raises:
             OSError: there are no such cgroups.
         """
-        with contextlib.ExitStack() as stack:
-            opened = []
-            for one in (*(one for one in self.hierarchies if one.version == 1), self._unified):
-                if one is None:
-                    continue
-                leaf = self._directory(one, path) / LEAF
+        opened: list[int] = []
+        try:
+            for one, top in self._tops:
                 if one.version == 1:
-                    descriptor = os.open(leaf / "tasks", os.O_WRONLY | os.O_CLOEXEC)
-                else:
-                    descriptor = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                stack.callback(os.close, descriptor)
-                opened.append(descriptor)
+                    opened.append(os.open(f"{top}/{path}/{LEAF}/tasks", os.O_WRONLY | os.O_CLOEXEC))
+            if self._unified is not None:
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                opened.append(os.open(f"{self._top_of['']}/{path}/{LEAF}", flags))
             yield opened
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
 
     def limits(self, path: str) -> dict[str, int | None]:
         """Return what the kernel holds the worker at *path* to, by controller; ``None`` for no limit.
@@ -249,10 +262,7 @@ class Tree:
             OSError: there are no such cgroups.
         """
         return {
-            # As text: pathlib would take as long as the kernel.
-            name: limit_in(
-                _read(f"{self.roots[self._of[name].root]}/{path}/{LEAF}/{LIMIT_FILES[name, version]}")
-            )
+            name: limit_in(_read(f"{self._top_of[name]}/{path}/{LEAF}/{LIMIT_FILES[name, version]}"))
             for name, version in self._versions.items()
             if (name, version) in LIMIT_FILES
         }
@@ -288,7 +298,8 @@ class Tree:
             if one is None:
                 return None
             try:
-                return int(_read(self._leaf(path, controller) / (v1 if one.version == 1 else v2)))
+                name = v1 if one.version == 1 else v2
+                return int(_read(f"{self._top_of[controller]}/{path}/{LEAF}/{name}"))
             except OSError:
                 return None
 
@@ -304,7 +315,7 @@ class Tree:
             return None
         try:
             # cpu.stat is there in every v2 cgroup, with or without the controller.
-            stat = _fields(_read(self._leaf(path) / "cpu.stat"))
+            stat = _fields(_read(f"{self._top_of['']}/{path}/{LEAF}/cpu.stat"))
         except OSError:
             return None
         return stat["usage_usec"] / 1_000_000
@@ -316,7 +327,7 @@ class Tree:
             return 0
         name = "memory.oom_control" if one.version == 1 else "memory.events"
         try:
-            return _fields(_read(self._leaf(path, "memory") / name)).get("oom_kill", 0)
+            return _fields(_read(f"{self._top_of['memory']}/{path}/{LEAF}/{name}")).get("oom_kill", 0)
         except FileNotFoundError:
             return 0
 
@@ -416,6 +427,14 @@ class Tree:
         return self._directory(one, path) / LEAF
 
 
+def _make_group(one: Hierarchy, directory: str) -> None:
+    """Make a directory that has others below it, unless it is there."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory)
+        if one.version == 2:
+            _enable(directory, one.controllers)
+
+
 def _make(directory: Path) -> None:
     """Make *directory* and its parent, which a node that ends just now may remove."""
     for attempt in range(1, ATTEMPTS + 1):
@@ -442,16 +461,17 @@ def _delegate(one: Hierarchy, node: Path) -> Hierarchy:
     return dataclasses.replace(one, controllers=through)
 
 
-def _enable(directory: Path, controllers: frozenset[str]) -> None:
+def _enable(directory: Path | str, controllers: frozenset[str]) -> None:
     if controllers:
-        _write(directory / "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(controllers)))
+        wanted = " ".join(f"+{name}" for name in sorted(controllers))
+        _write(f"{directory}/cgroup.subtree_control", wanted)
 
 
-def _write(path: Path, value: str) -> None:
+def _write(path: Path | str, value: str) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        if path.name in ("memory.memsw.limit_in_bytes", "memory.swap.max"):
+        if os.path.basename(path) in ("memory.memsw.limit_in_bytes", "memory.swap.max"):
             return  # a kernel without swap accounting; probe reports it where swap is on
         raise
     try:

@@ -55,7 +55,7 @@ def main(
         own = messages.parse_to_init(os.read(channel_fd, messages.MAX_PACKET_BYTES))
         if not isinstance(own, Introduce):
             raise messages.ProtocolViolation("the first order says who one is")
-        opened = _confine(_named(steps, own.hostname), channel_fd)
+        opened = _confine(steps, own.hostname, channel_fd)
         if opened is not None:
             prctl.set_name("hayflick-init")
             channel = socket.socket(fileno=CHANNEL_FD)
@@ -85,18 +85,16 @@ def _say_ready(channel: socket.socket, opened: dict[str, int]) -> None:
         os.close(descriptor)
 
 
-def _named(steps: Sequence[Step], hostname: str) -> list[Step]:
-    """Return *steps* with the name that this worker alone gives its machine."""
-    return [NameHost(hostname) if isinstance(step, NameHost) else step for step in steps]
-
-
-def _confine(steps: Sequence[Step], channel_fd: int) -> dict[str, int] | None:
-    """Apply *steps*; return the descriptors that they opened for the orchestrator.
+def _confine(steps: Sequence[Step], hostname: str, channel_fd: int) -> dict[str, int] | None:
+    """Apply *steps*, calling the machine *hostname*; return what they opened for the orchestrator.
 
     On the first that fails say so on the channel and return ``None``.
     """
     opened: dict[str, int] = {}
     for step in steps:
+        # By identity: isinstance would look into every other step's type, and so copy it.
+        if type(step) is NameHost:
+            step = NameHost(hostname)  # noqa: PLW2901 -- the name that this worker alone gives its machine
         try:
             opened.update(step.apply() or {})
         except Exception as error:  # noqa: BLE001 -- whatever it is, no worker may run
@@ -115,7 +113,7 @@ def _confine(steps: Sequence[Step], channel_fd: int) -> dict[str, int] | None:
                     while sock.recv(messages.MAX_PACKET_BYTES):
                         continue
             return None
-        if isinstance(step, KeepDescriptors):
+        if type(step) is KeepDescriptors:
             channel_fd = CHANNEL_FD
     return opened
 
@@ -137,6 +135,7 @@ class Init:
         # By process: the name and the serial number of its task.
         self._tasks: dict[int, tuple[str, int]] = {}
         self._serials = itertools.count(1)
+        self._beat_packet = b"", -1  # and of how many tasks it tells
 
     def serve(self) -> None:
         """Serve until the orchestrator is gone."""
@@ -162,8 +161,10 @@ class Init:
                     return
 
     def _beat(self) -> None:
+        if self._beat_packet[1] != len(self._tasks):
+            self._beat_packet = messages.encode(Beat(len(self._tasks))), len(self._tasks)
         try:
-            self._channel.send(messages.encode(Beat(len(self._tasks))), socket.MSG_DONTWAIT)
+            self._channel.send(self._beat_packet[0], socket.MSG_DONTWAIT)
         except BlockingIOError:
             return  # the orchestrator is behind; it will read the beats that wait
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
 M = TypeVar("M")
@@ -164,6 +164,11 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 }
 
 
+# Of the json module no more than is needed, as each init copies what it touches.
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+_DECODER = json.JSONDecoder()
+
+
 def encode(message: FromInit | ToInit) -> bytes:
     """Return *message* as a packet.
 
@@ -171,7 +176,8 @@ def encode(message: FromInit | ToInit) -> bytes:
         ProtocolViolation: it is larger than :data:`MAX_PACKET_BYTES`; an argv or
             an environment can be.
     """
-    packet = json.dumps([type(message).__name__, asdict(message)], separators=(",", ":")).encode()
+    fields = {name: getattr(message, name) for name in message.__slots__}
+    packet = _ENCODER.encode([type(message).__name__, fields]).encode()
     if len(packet) > MAX_PACKET_BYTES:
         raise ProtocolViolation(f"a message of {len(packet)} bytes is over the limit of {MAX_PACKET_BYTES}")
     return packet
@@ -209,7 +215,7 @@ def parse_to_init(packet: bytes) -> ToInit:
     kind = _TO_INIT.get(name)
     if kind is None:
         raise ProtocolViolation("not an order")
-    if isinstance(fields.get("argv"), Sequence):
+    if type(fields.get("argv")) is list:
         fields["argv"] = tuple(fields["argv"])
     return _build(kind, fields)
 
@@ -241,10 +247,11 @@ def _findings(values: object) -> tuple[Finding, ...]:
 
 def _split(packet: bytes) -> tuple[str, dict[str, Any]]:
     try:
-        name, fields = json.loads(packet)
+        text = packet.decode("ascii")
+        (name, fields), end = _DECODER.raw_decode(text)
     except (ValueError, TypeError, RecursionError):
         raise ProtocolViolation("not a packet of ours") from None
-    if not isinstance(name, str) or not isinstance(fields, dict):
+    if not isinstance(name, str) or not isinstance(fields, dict) or end != len(text):
         raise ProtocolViolation("not a packet of ours")
     return name, fields
 

@@ -13,6 +13,16 @@ BYTES_PER_INODE = 4_096
 _NO_EXECUTABLES_FROM_OUTSIDE = syscalls.MS_NOSUID | syscalls.MS_NODEV
 
 
+def _make(directory: str) -> None:
+    """Make *directory*, and those above it where there is need."""
+    try:
+        os.mkdir(directory, 0o755)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        os.makedirs(directory, mode=0o755)
+
+
 @dataclass(frozen=True, slots=True)
 class FreshRoot:
     """Start from an empty file system in memory."""
@@ -41,9 +51,9 @@ class ShowReadOnly:
         """Do it."""
         target = NEW_ROOT + self.path
         if os.path.isdir(self.path):
-            os.makedirs(target, mode=0o755, exist_ok=True)
+            _make(target)
         else:
-            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+            _make(os.path.dirname(target))
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         syscalls.mount(self.path, target, None, syscalls.MS_BIND | syscalls.MS_REC)
 
@@ -87,7 +97,7 @@ class PrivateDirectory:
     def apply(self) -> None:
         """Do it."""
         target = NEW_ROOT + self.path
-        os.makedirs(target, mode=0o755, exist_ok=True)
+        _make(target)
         # tmpfs takes size=0 for "no limit"; a limit of nothing is one page.
         options = f"mode={self.mode},size={max(self.size_bytes, 4096)},nr_inodes={self.inodes}"
         syscalls.mount("private", target, "tmpfs", _NO_EXECUTABLES_FROM_OUTSIDE, options)
@@ -113,7 +123,9 @@ class ForbidUserNamespaces:
 
     By a /proc of its own: in one that all sandboxes share, each user namespace
     leaves an entry of the same name, and finding one's own takes longer the
-    more there are (fs/proc/proc_sysctl.c, proc_sys_compare).
+    more there are (fs/proc/proc_sysctl.c, proc_sys_compare). It is mounted in the
+    old root and goes with that: to unmount it by itself would be to wait for all
+    processors once more (fs/namespace.c, namespace_unlock).
     """
 
     def describe(self) -> str:
@@ -122,17 +134,13 @@ class ForbidUserNamespaces:
 
     def apply(self) -> None:
         """Do it."""
-        proc = f"{NEW_ROOT}/proc"
-        os.mkdir(proc, 0o555)
-        syscalls.mount("proc", proc, "proc", _NO_EXECUTABLES_FROM_OUTSIDE | syscalls.MS_NOEXEC)
+        os.mkdir(f"{NEW_ROOT}/proc", 0o555)  # for the one that stays
+        syscalls.mount("proc", "/proc", "proc", _NO_EXECUTABLES_FROM_OUTSIDE | syscalls.MS_NOEXEC)
+        descriptor = os.open("/proc/sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC)
         try:
-            descriptor = os.open(f"{proc}/sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(descriptor, b"0")
-            finally:
-                os.close(descriptor)
+            os.write(descriptor, b"0")
         finally:
-            syscalls.umount2(proc, syscalls.MNT_DETACH)
+            os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)

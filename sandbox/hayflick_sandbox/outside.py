@@ -71,7 +71,7 @@ class Sight:
 
     def version(self, controller: str) -> int:
         """Return the version of the hierarchy that has *controller*."""
-        return next(one.version for one in self.tree.hierarchies if controller in one.controllers)
+        return self.tree.version(controller)
 
 
 @dataclass(frozen=True, slots=True)

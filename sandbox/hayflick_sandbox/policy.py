@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -130,7 +129,7 @@ class Policy:
     def to_json(self) -> dict[str, Any]:
         """Return the policy as JSON values, for :meth:`from_json`."""
         return {
-            "limits": dataclasses.asdict(self.limits),
+            "limits": {name: getattr(self.limits, name) for name in Limits.__slots__},
             "loopback": self.loopback,
             "hostname": self.hostname,
             "environment": dict(self.environment),

@@ -74,9 +74,17 @@ class View:
         self.facts = facts
         self.hostname = hostname
         self.opened = frozenset(opened)
-        lines = (line.partition(":") for line in _read("/proc/self/status").splitlines())
-        self.status = {name: value.strip() for name, _, value in lines}
+        self._status = _read("/proc/self/status")
         self.mounts = [line.split(" ", 6) for line in _read("/proc/self/mountinfo").splitlines()]
+
+    def status(self, name: str) -> str:
+        """Return one field of proc_pid_status(5).
+
+        Raises:
+            ValueError: this kernel does not tell it.
+        """
+        begin = self._status.index(f"\n{name}:") + len(name) + 2
+        return self._status[begin : self._status.index("\n", begin)].strip()
 
 
 Answer = tuple[bool, str]
@@ -156,8 +164,9 @@ def _read(path: str) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         parts = []
-        # /proc gives at most a page at a time, and mounts may be many.
-        while part := os.read(descriptor, 65_536):
+        # /proc gives at most a page at a time, and mounts may be many; a larger
+        # buffer would be memory that this init never had.
+        while part := os.read(descriptor, 4_096):
             parts.append(part)
         return b"".join(parts).decode(errors="replace")
     finally:
@@ -179,7 +188,7 @@ def _opened(path: str, flags: int) -> None:
 
 def _status(name: str, wanted: str) -> Callable[[View], Answer]:
     def ask(view: View) -> Answer:
-        seen = view.status[name]
+        seen = view.status(name)
         return seen == wanted, seen
 
     return ask
@@ -210,7 +219,7 @@ def _groups(_: View) -> Answer:
 
 
 def _filters(view: View) -> Answer:
-    seen = view.status["Seccomp_filters"]
+    seen = view.status("Seccomp_filters")
     return seen == str(view.facts.filters), seen
 
 

@@ -81,6 +81,7 @@ _NR = {
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_libc.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
 _libc.mount.argtypes = (
     *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong),
     ctypes.c_char_p,
@@ -159,8 +160,8 @@ def setns(descriptor: int, kind: int) -> None:
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     """Mount *source* at *target*."""
     result = _libc.mount(
-        os.fsencode(source),
-        os.fsencode(target),
+        _bytes(source),
+        _bytes(target),
         None if kind is None else kind.encode(),
         flags,
         None if data is None else data.encode(),
@@ -169,9 +170,14 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str | No
         _fail(target)
 
 
+def _bytes(path: str) -> bytes:
+    # What os.fsencode does, without what it looks up: this runs in every birth.
+    return path.encode("utf-8", "surrogateescape")
+
+
 def umount2(target: str, flags: int) -> None:
     """Unmount *target*."""
-    if _libc.umount2(os.fsencode(target), flags) < 0:
+    if _libc.umount2(_bytes(target), flags) < 0:
         _fail(target)
 
 
@@ -245,13 +251,13 @@ SECBITS_LOCKED_DOWN = 0b01 | 0b10 | 0x4 | 0x8 | 0x20 | 0x40 | 0x80
 
 def prctl_capbset_drop(capability: int) -> None:
     """Drop one capability from the bounding set; python-prctl knows only the older ones."""
-    if _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
+    if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
         _fail("PR_CAPBSET_DROP")
 
 
 def prctl_set_securebits(bits: int) -> None:
     """Set the secure bits; python-prctl refuses those of ambient capabilities."""
-    if _libc.prctl(PR_SET_SECUREBITS, ctypes.c_ulong(bits), 0, 0, 0) < 0:
+    if _libc.prctl(PR_SET_SECUREBITS, bits, 0, 0, 0) < 0:
         _fail("PR_SET_SECUREBITS")
 
 

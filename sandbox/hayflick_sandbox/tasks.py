@@ -17,12 +17,11 @@ import resource
 import signal
 import socket
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from hayflick_sandbox import families, frames, syscalls
+from hayflick_sandbox import families, forks, frames, syscalls
 from hayflick_sandbox.messages import RunTask
 
 CONTROL_FD = 3
@@ -52,6 +51,8 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._ids = itertools.count(1)
+        import threading  # not with this module: see forks
+
         self._lock = threading.Lock()
 
     def call(
@@ -111,6 +112,7 @@ def run(
 
 def arrange(descriptors: list[int], serial: int, cpu_time: int | None) -> None:
     """Take init's place: own session, own mark, own stdio, default signals, nothing of init's."""
+    forks.catch_up()
     os.setsid()
     families.mark(serial)
     signal.set_wakeup_fd(-1)

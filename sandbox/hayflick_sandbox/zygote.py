@@ -35,7 +35,7 @@ from typing import Any
 
 import prctl
 
-from hayflick_sandbox import init, selfprobe, steps, syscalls, template
+from hayflick_sandbox import forks, init, selfprobe, steps, syscalls, template
 from hayflick_sandbox.networks import Networks
 from hayflick_sandbox.policy import Policy
 from hayflick_sandbox.template import WORKER_UID
@@ -115,7 +115,9 @@ class Zygote:
     def __init__(self, sock: socket.socket, setup: Setup) -> None:
         self._sock = sock
         self._setup = setup
-        self._launches: dict[int, str] = {}
+        # Numbers alone, side by side: a fork copies what it lets go of, and the names
+        # of all who live, each an object of its own, would make each birth dearer than the last.
+        self._pids = array.array("i")
         self._lease = Lease()
         self._networks = Networks()
         self._rootless = os.getuid() != 0
@@ -129,8 +131,9 @@ class Zygote:
         self._host = self._prepare()
 
     def _prepare(self) -> steps.Host:
-        for name in self._setup.preload:
-            importlib.import_module(name)
+        with forks.put_off():
+            for name in self._setup.preload:
+                importlib.import_module(name)
         own_uid, own_gid = os.getuid(), os.getgid()
         # Before we leave one of them.
         namespaces = {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in selfprobe.NAMESPACES}
@@ -258,22 +261,25 @@ class Zygote:
                 self._networks.enter_outside(**request["outside"])
             else:
                 self._networks.enter_fresh(loopback=policy.inet)
+            # Before the fork: what the child makes and touches, it must first copy.
+            variables = environment()
+            facts = steps.facts(policy, self._host, variables)
             pid, pidfd = syscalls.clone3(NAMESPACES, signal.SIGCHLD, cgroup)
             if pid == 0:
                 # Else our own copy would keep the pipe open if the zygote died here.
                 os.close(sync_write)
-                # Nor may a worker find the names of the others in its memory's live part.
-                self._launches.clear()
+                # Nor may a worker find the others in its memory's live part.
+                del self._pids[:]
                 init.main(
                     plan,
                     channel,
-                    environment(),
-                    facts=steps.facts(policy, self._host, environment()),
+                    variables,
+                    facts=facts,
                     beat_seconds=request["beat_seconds"],
                     cpu_time_seconds=policy.limits.cpu_time_seconds,
                 )
             stack.callback(os.close, pidfd)
-            self._launches[pid] = request["launch_id"]
+            self._pids.append(pid)
             try:
                 outside = self._outside(request["uid"])
                 _write(f"{template.HOST_PROC}/{pid}/setgroups", "deny")
@@ -283,7 +289,7 @@ class Zygote:
                 # One launch, one answer: it never started, so it must not be seen to exit.
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-                del self._launches[pid]
+                self._pids.remove(pid)
                 raise
             os.write(sync_write, b"1")
             self._say({"event": "started", "launch_id": request["launch_id"], "pid": pid}, pidfd)
@@ -303,11 +309,13 @@ class Zygote:
                 return
             if pid == 0:
                 return
+            if pid not in self._pids:
+                continue
+            self._pids.remove(pid)
             code = os.waitstatus_to_exitcode(status)
             self._say(
                 {
                     "event": "exited",
-                    "launch_id": self._launches.pop(pid, ""),
                     "pid": pid,
                     "exit_code": code if code >= 0 else None,
                     "signal": -code if code < 0 else None,
@@ -333,7 +341,7 @@ class Zygote:
 
     def _kill_all(self) -> None:
         self._order("cgroup.kill", b"1")
-        for pid in self._launches:
+        for pid in self._pids:
             os.kill(pid, signal.SIGKILL)
 
     def _order(self, name: str, value: bytes) -> None:
@@ -354,9 +362,9 @@ class Zygote:
         self._kill_all()
         deadline = time.monotonic() + DEATH_GRACE_SECONDS
         signal.set_wakeup_fd(-1)
-        while self._launches and time.monotonic() < deadline:
+        while self._pids and time.monotonic() < deadline:
             pid, _ = os.wait()
-            self._launches.pop(pid, None)
+            self._pids.remove(pid)
         for parent, name in self._above:
             _remove_cgroups(parent, name)
 

@@ -94,6 +94,8 @@ class Zygote:
         self.process = process
         self.socket = sock
         self._tree = tree
+        # The zygote knows its children by their pids alone.
+        self._launch_ids: dict[int, str] = {}
         self.seccomp_sha256: dict[bool, str] = {}
 
     @classmethod
@@ -212,7 +214,7 @@ class Zygote:
         own = messages.encode(Introduce(policy.hostname, dict(policy.environment)))
         request = {
             "launch_id": launch_id,
-            "policy": dataclasses.replace(policy, environment={}, hostname=NOBODY).to_json(),
+            "policy": {**policy.to_json(), "environment": {}, "hostname": NOBODY},
             "uid": uid,
             "beat_seconds": beat_seconds,
         }
@@ -276,8 +278,12 @@ class Zygote:
         fields: dict[str, Any] = json.loads(packet)
         kind = fields.pop("event")
         if kind == "started":
-            return Started(**fields, pidfd=descriptors[0])
-        return LaunchFailed(**fields) if kind == "failed" else Exited(**fields)
+            started = Started(**fields, pidfd=descriptors[0])
+            self._launch_ids[started.pid] = started.launch_id
+            return started
+        if kind == "failed":
+            return LaunchFailed(**fields)
+        return Exited(self._launch_ids.pop(fields["pid"]), **fields)
 
     def close(self) -> None:
         """Hang up: the zygote kills every sandbox, removes the cgroups and ends. Idempotent."""

@@ -52,8 +52,10 @@ def key_id(public_key: bytes) -> str:
 
 def document(attestation: Attestation, worker_id: str) -> dict[str, Json]:
     """Return what is signed: all of *attestation* but its signature, and whose it is."""
-    held: dict[str, Json] = {probe.name: probe.seen for probe in attestation.probes if probe.held}
-    failed: dict[str, Json] = {probe.name: probe.seen for probe in attestation.probes if not probe.held}
+    held: dict[str, Json] = {}
+    failed: dict[str, Json] = {}
+    for probe in attestation.probes:
+        (held if probe.held else failed)[probe.name] = probe.seen
     return {
         "worker_id": worker_id,
         "grade": grade_name(attestation.grade),
