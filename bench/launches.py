@@ -31,9 +31,9 @@ async def _measure(report: Report, workers: int) -> None:
         manifests = [await cluster.issue(contract) for _ in range(ROUNDS)]
         some = [await cluster.launch(one) for one in manifests]
         report.times(f"LaunchWorker: call → ready, {workers} live", some)
-        last, answered, number = await kill(cluster, contract)
+        killed = await kill(cluster, contract)
         report.row(
-            f"kill switch, {number} workers: last pidfd",
-            f"{last * 1_000:.0f} ms",
-            f"answer {answered * 1_000:.0f} ms",
+            f"kill switch, {killed.number} workers: last pidfd",
+            f"{killed.last_death * 1_000:.0f} ms",
+            f"receipt {killed.receipt * 1_000:.0f} ms",
         )

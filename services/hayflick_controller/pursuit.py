@@ -111,9 +111,13 @@ class Pursuit:
                 self.kill(link, Kill(scope, EndReason.KILLED, "not in the controller's record", (worker_id,)))
 
     async def _give_orders(self) -> None:
+        ordered = frozenset(self._ordered)
+
         def read(tx: Tx) -> tuple[list[Worker], list[Latch]]:
-            stopping = tx.live_workers(stopping=True)
-            return stopping, tx.engaged() if stopping else []
+            # Names first: while a thousand are dying, all are ordered to.
+            if ordered.issuperset(tx.stopping()):
+                return [], []
+            return tx.live_workers(stopping=True), tx.engaged()
 
         stopping, latches = await self._store.transact(read)
         by_node: defaultdict[str, list[Worker]] = defaultdict(list)

@@ -79,10 +79,15 @@ class Verdict:
     signal: int = 0
 
 
+def overrules(ask: Ask | None) -> bool:
+    """Return whether *ask* is an authority's word, so that what the kernel counted changes nothing."""
+    return ask is not None and ask.reason in _ORDERED
+
+
 def judge_worker(facts: WorkerFacts) -> Verdict:  # noqa: PLR0911 -- one rule a line
     """Return why the worker of *facts* ended."""
     ask = facts.ask
-    if ask is not None and ask.reason in _ORDERED:
+    if ask is not None and overrules(ask):
         return Verdict(ask.reason, ask.detail)
     if facts.oom_kills:
         return Verdict(

@@ -154,8 +154,9 @@ class Sandbox:
         self.transcript = Transcript()
         self.peeks: dict[str, Callable[[], dict[str, bytes]]] = {}
         self._heard_out = False
+        self._listening = False
         channel.setblocking(False)
-        self._loop.add_reader(channel, self._readable)
+        self._hear(True)
 
     def __repr__(self) -> str:
         return f"Sandbox({self.cgroup_path!r}, pid={self.pid})"
@@ -225,16 +226,22 @@ class Sandbox:
 
     def _listen(self) -> None:
         """Listen to init while the gate is open; what it sends meanwhile waits in the socket."""
-        if self._heard_out or self._channel.fileno() < 0:
+        self._hear(self.gate.is_open and not self._heard_out and self._channel.fileno() >= 0)
+
+    def _hear(self, on: bool) -> None:
+        # Never asked of the loop what it does already: a loop that is asked to remove
+        # a reader that it has not looks for it in words, which many deaths at once feel.
+        if on is self._listening:
             return
-        if self.gate.is_open:
-            self._loop.add_reader(self._channel, self._readable)
+        self._listening = on
+        if on:
+            self._loop.add_reader(self._channel.fileno(), self._readable)
         else:
-            self._loop.remove_reader(self._channel)
+            self._loop.remove_reader(self._channel.fileno())
 
     def _hang_up(self) -> None:
         self._heard_out = True
-        self._loop.remove_reader(self._channel)
+        self._hear(False)
 
     def _readable(self) -> None:
         for _ in range(PACKETS_AT_ONCE):
@@ -370,11 +377,11 @@ class Sandbox:
 
     def close(self) -> None:
         """Let go of the channel and the pidfd."""
-        if self._channel.fileno() >= 0:
-            self._loop.remove_reader(self._channel)
-            self._channel.close()
+        self._hear(False)
+        self._channel.close()
         if self._pidfd is not None:
-            self._loop.remove_reader(self._pidfd)
+            if self._pidfd_readable_at is None:
+                self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
         while self.descriptors:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from hayflick.v1.controller_pb2 import Scope, WorkerBeat
 from hayflick.v1.resources_pb2 import EndReason, State
 from hayflick.v1.resources_pb2 import Worker as WorkerMessage
-from hayflick_orchestrator.exits import WorkerFacts, judge_worker
+from hayflick_orchestrator.exits import WorkerFacts, judge_worker, overrules
 from hayflick_orchestrator.lifecycle import (
     Action,
     Ask,
@@ -63,6 +63,9 @@ METER_SECONDS = 1.0
 ATTESTATIONS_AT_ONCE = 200
 METRICS_SECONDS = 10.0
 HEARTBEAT_EVENT_SECONDS = 10.0
+# How long, for each worker that died of one order, clearing up waits for the record
+# of its end: a controller needs about half of it.
+CLEAR_AFTER_SECONDS = 0.001
 # Below the time after which a controller gives the order again.
 KILL_TIMEOUT_SECONDS = 8.0
 
@@ -108,7 +111,7 @@ class Supervisor:
         self._heartbeat_timeout_seconds = heartbeat_timeout_seconds
         self._background: set[asyncio.Task[Any]] = set()
         self.quarantines = Quarantines(host, population, self._apply)
-        self._mass_kills = 0
+        self._mass_kills = 0  # orders whose dead are not cleared away yet
         self._calm = asyncio.Event()
         self._calm.set()
 
@@ -200,7 +203,8 @@ class Supervisor:
         """End everybody in *scope*, the ones being born included.
 
         Answers when all are seen dead, or when the time is over. What they leave is
-        cleared away afterwards; nobody waits for that.
+        cleared away afterwards, once the answer had its time to be recorded; nobody
+        waits for that.
 
         Args:
             scope: Whom.
@@ -243,9 +247,7 @@ class Supervisor:
             await _all([worker.verdict for worker in workers], deadline)
             await _all([evaluation.dead for evaluation in evaluations], deadline)
         finally:
-            self._mass_kills -= 1
-            if not self._mass_kills:
-                self._calm.set()
+            asyncio.get_running_loop().call_later(CLEAR_AFTER_SECONDS * len(workers), self._calm_down)
         await _all([birth.settled for birth in births], deadline)
         seen_at = [
             worker.sandbox.dead.result().seen_at_monotonic for worker in workers if worker.verdict.done()
@@ -262,6 +264,11 @@ class Supervisor:
         told = tuple(worker for worker in workers if worker.told_by_result)
         confirmed = tuple(sorted(dead | (named - pending)))
         return Report(confirmed, tuple(sorted(pending)), elapsed, told, unpopulated and not pending)
+
+    def _calm_down(self) -> None:
+        self._mass_kills -= 1
+        if not self._mass_kills:
+            self._calm.set()
 
     def _paths(self, scope: Scope, workers: tuple[Worker, ...], births: tuple[Birth, ...]) -> set[str]:
         """Return the fewest control groups that hold everybody in the scope."""
@@ -368,7 +375,7 @@ class Supervisor:
         due = [
             worker
             for worker in self._population
-            if not worker.life.dead
+            if not worker.life.killing  # what it used in all is read when it is cleared away
             and (worker.read_monotonic is None or now - worker.read_monotonic >= METER_SECONDS)
         ]
         due.sort(key=lambda worker: worker.read_monotonic or 0.0)
@@ -379,7 +386,7 @@ class Supervisor:
         for worker, (usage, oom_kills) in zip(chosen, read, strict=True):
             worker.read_monotonic = now
             if worker.life.dead:
-                continue
+                continue  # meanwhile
             worker.usage = usage_message(usage, worker.usage)
             if oom_kills:
                 self.check_memory(worker)
@@ -397,8 +404,8 @@ class Supervisor:
         """See *worker* to its end."""
         sandbox = worker.sandbox
         death = await sandbox.dead
-        oom_kills = self._host.oom_kills(sandbox)
         asked = worker.life.ask or (_LEASE_OVER if death.lapsed else None)
+        oom_kills = 0 if overrules(asked) else self._host.oom_kills(sandbox)
         self._apply(worker, Died())
         for door in worker.doors.values():
             door.close()

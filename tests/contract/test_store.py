@@ -382,6 +382,7 @@ async def test_the_living(store: Store) -> None:
     assert await families([]) == set()
     assert await families([str(number) for number in range(2_000)] + ["ab"]) == {"ab"}
     assert await names(stopping=True) == {"b"}
+    assert await store.transact(lambda tx: tx.stopping()) == [("node-2", "b")]
     assert await store.transact(lambda tx: tx.worker("b")) == without_snapshot(stopping)
     assert [each.worker_id for each in await store.transact(lambda tx: tx.descendants("a/"))] == ["b", "c"]
     family = await store.transact(lambda tx: tx.family("a", "a"))

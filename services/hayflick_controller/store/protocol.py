@@ -256,6 +256,9 @@ class Tx(Protocol):
             stopping: In STOPPING.
         """
 
+    def stopping(self) -> list[tuple[str, str]]:
+        """Return the node and the name of every worker in STOPPING."""
+
     def live_families(self, root_ids: Iterable[str]) -> list[Worker]:
         """Return the live workers of the family trees of these roots."""
 

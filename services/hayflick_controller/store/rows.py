@@ -146,8 +146,9 @@ def resources_text(resources: Resources) -> str:
     return _encode(fields)
 
 
+@functools.lru_cache(maxsize=256)
 def resources(value: str) -> Resources:
-    """Return the resources in a JSON text."""
+    """Return the resources in a JSON text; workers are many, and what they ask for is often the same."""
     fields = json.loads(value)
     network = fields["network"]
     # A list in JSON; absent in what was written before there were any.

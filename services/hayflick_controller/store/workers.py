@@ -40,6 +40,7 @@ WORKER_WITH_SNAPSHOT = WORKER.add_columns(manifests.c.snapshot)
 # LIVE and STOPPING literally as in the partial indexes, so that the planner sees that they apply.
 LIVE_OF_ROOT = WORKERS.where(schema.LIVE, workers.c.root_id == bindparam("root_id"))
 STOPPING = WORKERS.where(schema.STOPPING)
+STOPPING_NAMES = select(workers.c.node_id, workers.c.worker_id).where(schema.STOPPING)
 ADD_WORKER = insert(workers)
 REMOVE_WORKER = delete(workers).where(workers.c.worker_id == bindparam("worker_id"))
 LAST_BIRTH = (
@@ -136,7 +137,7 @@ class Workers(Part):
         path: str = "",
         stopping: bool = False,
     ) -> list[Worker]:
-        if stopping and not (contract_id or node_id or path):  # what the pursuit asks after every death
+        if stopping and not (contract_id or node_id or path):  # what the pursuit asks after many a death
             return [rows.worker(row) for row in self._driver.all(STOPPING)]
         query = WORKERS.where(schema.STOPPING if stopping else schema.LIVE)
         if contract_id:
@@ -146,6 +147,9 @@ class Workers(Part):
         if path:
             query = query.where(in_subtree(path))
         return self._found(query)
+
+    def stopping(self) -> list[tuple[str, str]]:  # noqa: D102
+        return [(row.node_id, row.worker_id) for row in self._driver.all(STOPPING_NAMES)]
 
     def live_families(self, root_ids: Iterable[str]) -> list[Worker]:  # noqa: D102
         roots = sorted(set(root_ids))
