@@ -267,6 +267,26 @@ def test_a_controller_that_restarts(own_stack: Stack) -> None:
     assert stack.end_reason(worker.worker_id) == "COMPLETED"
 
 
+def test_launches_outlive_a_restart_of_the_controller(own_stack: Stack) -> None:
+    """A launch that waits for a controller which is being restarted brings its worker to life."""
+    stack = own_stack
+    contract = stack.contract()
+    manifests = [stack.manifest(contract) for _ in range(3)]
+    assert stack.end("controller") == 0
+    launches = [
+        stack.orchestrator.LaunchWorker.future(
+            orchestrator_pb2.LaunchWorkerRequest(request_id=request_id(), manifest=manifest)
+        )
+        for manifest in manifests
+    ]
+    assert stack.sandboxes() == {}  # asked on the same connection: the launches came first
+    stack.start("controller")
+    born = {launch.result(timeout=30).worker.worker_id for launch in launches}
+    assert born == {manifest.worker_id for manifest in manifests} == set(stack.sandboxes())
+    for worker_id in born:
+        assert not stack.worker(worker_id).HasField("exit")
+
+
 def test_a_logger_that_is_away(own_stack: Stack) -> None:
     """Without the logger nothing is born, and nothing of the attempt is left."""
     stack = own_stack

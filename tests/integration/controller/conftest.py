@@ -90,6 +90,7 @@ class Node:
         self.stub = stub
         self.node_id = node_id
         self.workers: set[str] = set()
+        self.births: set[str] = set()
         self.frozen: set[str] = set()
         self.orders: list[pb.Order] = []
         self.ordered = asyncio.Condition()
@@ -109,6 +110,7 @@ class Node:
         hello = pb.NodeHello(
             node_id=self.node_id,
             worker_ids=sorted(self.workers),
+            birth_worker_ids=sorted(self.births),
             python_version=python_version,
             attestation_public_key=public_key,
         )
