@@ -139,9 +139,8 @@ class Launcher:
         registration = Registration(manifest, self._degraded)
         try:
             record = await self._controller.register(registration)
-        except HayflickError as refusal:
-            if refusal.reason == ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE:
-                self._find_out(birth, registration, "the controller's answer was lost")
+        except HayflickError:
+            self._find_out(birth, registration, "the controller's answer was lost")
             raise
         except asyncio.CancelledError:
             self._find_out(birth, registration, "the node is shutting down")
@@ -161,7 +160,7 @@ class Launcher:
             if record is not None:
                 await self._deregister(birth, detail)
 
-        if registration.sent:
+        if registration.unsure:
             self._supervisor.spawn(give_back(), f"give back {birth.worker_id}")
 
     async def _build(

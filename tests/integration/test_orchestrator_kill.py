@@ -287,6 +287,34 @@ def test_launches_outlive_a_restart_of_the_controller(own_stack: Stack) -> None:
         assert not stack.worker(worker_id).HasField("exit")
 
 
+def test_a_birth_whose_answer_was_lost_comes_to_life(own_stack: Stack) -> None:
+    """A node whose controller crashes before it answers for a birth asks again, and is answered."""
+    stack = own_stack
+    manifest = stack.manifest(stack.contract())
+    logger = stack.processes["logger"]
+    logger.send_signal(signal.SIGSTOP)  # committed, and not answered before it is recorded
+    try:
+        request = orchestrator_pb2.LaunchWorkerRequest(request_id=request_id(), manifest=manifest)
+        launch = stack.orchestrator.LaunchWorker.future(request)
+        until(lambda: _on_record(stack, manifest.worker_id))
+        stack.end("controller", signal.SIGKILL)
+    finally:
+        logger.send_signal(signal.SIGCONT)
+    stack.start("controller")
+    assert launch.result(timeout=30).worker.worker_id == manifest.worker_id
+    assert set(stack.sandboxes()) == {manifest.worker_id}
+    assert not stack.worker(manifest.worker_id).HasField("exit")
+
+
+def _on_record(stack: Stack, worker_id: str) -> bool:
+    try:
+        return bool(stack.worker(worker_id).worker_id)
+    except grpc.RpcError as error:
+        if reason_of(error) != "WORKER_UNKNOWN":
+            raise
+        return False
+
+
 def test_a_logger_that_is_away(own_stack: Stack) -> None:
     """Without the logger nothing is born, and nothing of the attempt is left."""
     stack = own_stack

@@ -147,12 +147,17 @@ class Node:
         return worker
 
     async def deregister(
-        self, worker_id: str, reason: str = "COMPLETED", detail: str = "", usage: Any = None
+        self,
+        worker_id: str,
+        reason: str = "COMPLETED",
+        detail: str = "",
+        usage: Any = None,
+        request: str = "",
     ) -> resources_pb2.Worker:
         """Report a worker as dead."""
         self.workers.discard(worker_id)
         asked = pb.DeregisterWorkerRequest(
-            request_id=request_id(),
+            request_id=request or request_id(),
             worker_id=worker_id,
             node_id=self.node_id,
             session=self.welcome.session,
