@@ -13,6 +13,8 @@ import grpc
 
 from hayflick.v1 import controller_pb2, controller_pb2_grpc
 from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick_rpc import wire
+from hayflick_rpc.clock import boot_seconds
 from hayflick_rpc.errors import HayflickError
 from hayflick_rpc.status import from_rpc_error
 
@@ -93,6 +95,9 @@ class Registration:
     Attributes:
         unsure: Whether it may have been committed, for all that was heard.
         terms: What the worker must be held to; set by the controller's answer.
+        asked_boot: Since when it may have been committed, by the clock of this boot.
+        expire_boot: When the worker's life is over by the same clock; ``None`` without
+            an end. Set by the controller's answer.
     """
 
     manifest: Manifest
@@ -100,6 +105,19 @@ class Registration:
     request_id: str = field(default_factory=lambda: f"register-{secrets.token_hex(16)}")
     unsure: bool = False
     terms: controller_pb2.ContractTerms = field(default_factory=controller_pb2.ContractTerms)
+    asked_boot: float = 0.0
+    expire_boot: float | None = None
+
+    def committed(self, answer: controller_pb2.RegisterWorkerResponse) -> None:
+        """Take the controller's answer.
+
+        A life is measured by the controller's two stamps and counted from when the
+        birth was first asked for: no worker outlives it, whatever wall clocks say.
+        """
+        self.terms = answer.terms
+        if answer.worker.HasField("expire_time"):
+            life = wire.instant(answer.worker.expire_time) - wire.instant(answer.worker.create_time)
+            self.expire_boot = self.asked_boot + life.total_seconds()
 
 
 class ControllerClient:
@@ -166,6 +184,8 @@ class ControllerClient:
             degraded_layers=registration.degraded_layers,
         )
         before, registration.unsure = registration.unsure, True
+        if not before:
+            registration.asked_boot = boot_seconds()
         try:
             answer = await self._stub.RegisterWorker(request, timeout=REGISTER_TIMEOUT_SECONDS)
         except grpc.RpcError as error:
@@ -175,7 +195,7 @@ class ControllerClient:
             else:
                 registration.unsure = refusal.reason in _UNHEARD
             raise refusal from error
-        registration.terms = answer.terms
+        registration.committed(answer)
         return answer.worker
 
     async def deregister(self, worker_id: str, exit_: Exit, usage: Usage | None) -> None:

@@ -146,6 +146,7 @@ class Launcher:
             self._find_out(birth, registration, "the node is shutting down")
             raise
         birth.registered = True
+        birth.expire_boot = registration.expire_boot
         try:
             return await self._build(birth, record, registration.terms, policy)
         except BaseException as error:
@@ -204,6 +205,7 @@ class Launcher:
             raise
         record.manifest.CopyFrom(birth.manifest)
         worker = Worker.of(record, terms, attestation, sandbox)
+        worker.expire_boot = birth.expire_boot
         if birth.network is not None:
             worker.record.resources.network.CopyFrom(birth.network)
         self._open_doors(worker)

@@ -15,6 +15,7 @@ from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick.v1.resources_pb2 import Manifest, Worker
 from hayflick_orchestrator.controller_client import ControllerClient, Registration, Session
 from hayflick_rpc.channel import OPTIONS, connect
+from hayflick_rpc.clock import boot_seconds
 from hayflick_rpc.errors import HayflickError
 from hayflick_rpc.interceptors import chain
 
@@ -25,14 +26,19 @@ class Controller(controller_pb2_grpc.ControllerServiceServicer):
     def __init__(self) -> None:
         self.answers: list[str] = []
         self.request_ids: set[str] = set()
+        self.heard_boot: list[float] = []
 
     async def RegisterWorker(self, request: Any, context: Any) -> pb.RegisterWorkerResponse:  # noqa: N802 -- gRPC's
         """Answer."""
         self.request_ids.add(request.request_id)
+        self.heard_boot.append(boot_seconds())
         if self.answers:
             reason = ErrorReason.Value(f"ERROR_REASON_{self.answers.pop(0)}")
             raise HayflickError(reason, "as the test says")
-        return pb.RegisterWorkerResponse(worker=Worker(worker_id=request.manifest.worker_id))
+        born = Worker(worker_id=request.manifest.worker_id)
+        born.create_time.FromSeconds(1_000)
+        born.expire_time.FromSeconds(1_060)
+        return pb.RegisterWorkerResponse(worker=born)
 
 
 @pytest.fixture
@@ -95,3 +101,22 @@ async def test_it_asks_until_it_knows(controller: tuple[Controller, ControllerCl
     assert made.request_ids == {registration.request_id}
     made.answers = ["WORKER_NOT_RUNNING"]
     assert await client.settle(registration) is None
+
+
+async def test_a_life_counts_from_the_first_attempt_that_may_have_been_heard(
+    controller: tuple[Controller, ControllerClient],
+) -> None:
+    """A worker's end lies its length of life after the first attempt that may have committed it."""
+    made, client = controller
+    registration = Registration(Manifest(worker_id="worker"), ())
+    made.answers = ["NODE_SESSION_INVALID", "SERVICE_UNAVAILABLE"]
+    await client.register(registration)
+    assert registration.expire_boot is not None
+    refused, unheard, _ = made.heard_boot
+    asked = registration.asked_boot
+    assert refused < asked < unheard
+    assert registration.expire_boot == pytest.approx(asked + 60, abs=1e-6)
+    # The same one again, as after an answer that was lost, moves nothing.
+    registration.unsure = True
+    await client.register(registration)
+    assert registration.asked_boot == asked
