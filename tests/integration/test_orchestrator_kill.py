@@ -255,6 +255,19 @@ def test_grace_ends_with_the_lease() -> None:
         stop.cancel()
 
 
+def test_an_init_that_is_silent() -> None:
+    """A worker whose init says nothing for the heartbeat timeout is ended as that; its neighbour lives on."""
+    with running_stack(orchestrator={"heartbeat-timeout-seconds": "2"}) as stack:
+        worker, neighbour = stack.launch(), stack.launch()
+        init = stack.sandboxes()[worker.worker_id].host_pid
+        stack.run(worker, command("true"), keep=True)  # it is heard
+        os.kill(init, signal.SIGSTOP)
+        assert stack.end_reason(worker.worker_id) == "HEARTBEAT_TIMEOUT"
+        until(lambda: set(stack.sandboxes()) == {neighbour.worker_id})
+        assert not Path(f"/proc/{init}").exists()
+        stack.stop(neighbour)
+
+
 def test_a_controller_that_restarts(own_stack: Stack) -> None:
     """Workers live through a restart of the controller that is shorter than their lease."""
     stack = own_stack
