@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import Stack, command, duration, running_stack
+from hayflick.v1 import controller_pb2, logger_pb2
+
+from .conftest import Stack, command, duration, refused, running_stack, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,3 +61,33 @@ def test_a_life_is_as_long_as_its_contract_says(elsewhen: Stack) -> None:
     assert time.monotonic() - begun < 2 + 4
     assert stack.run(lasting, command("echo", "here")).stdout == b"here\n"
     stack.stop(lasting)
+
+
+def test_a_step_between_two_starts_moves_nothing() -> None:
+    """A wall clock set while the controller is away ends no cooldown and no life, and is on record."""
+    with running_stack(OtherClocks) as stack:
+        contract = stack.contract(cooldown=duration(600), expiration=duration(600))
+        parent = stack.launch(contract)
+        born = stack.launch(contract, parent.worker_id)
+        stack.end("controller", signal.SIGKILL)
+        OtherClocks.ahead_seconds = 3_600.0
+        try:
+            stack.start("controller")
+        finally:
+            OtherClocks.ahead_seconds = 0.0
+        until(lambda: _stepped(stack))
+        nodes = controller_pb2.ListNodesRequest()
+        until(lambda: stack.controller.ListNodes(nodes, wait_for_ready=True).nodes)
+        with refused("COOLDOWN_NOT_SATISFIED"):
+            stack.manifest(contract, parent.worker_id)
+        other = stack.launch(contract)
+        assert other.create_time.seconds - born.create_time.seconds < 600
+        for worker in (parent, born, other):
+            assert stack.run(worker, command("true")).outcome == "SUCCEEDED"
+
+
+def _stepped(stack: Stack) -> bool:
+    request = logger_pb2.ListEventsRequest(filter=logger_pb2.EventFilter(events=["clock_stepped"]))
+    told = [recorded.event.details["step_seconds"] for recorded in stack.logger.ListEvents(request).events]
+    assert all(abs(seconds - 3_600) < 60 for seconds in told)
+    return len(told) == 1
