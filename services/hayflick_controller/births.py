@@ -10,7 +10,7 @@ from hayflick.v1 import controller_pb2
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_controller import clock, events, nodes, predicates, registrations, render, render_terms, wishes
 from hayflick_controller.decisions import Decisions, Form, Request
-from hayflick_controller.model import Manifest, ManifestStatus, State
+from hayflick_controller.model import Manifest, ManifestStatus, State, Worker
 from hayflick_controller.registrations import NeedsVerdicts, Registered, Registration
 from hayflick_controller.store.protocol import Needs
 from hayflick_rpc.errors import HayflickError
@@ -73,7 +73,8 @@ class Births:
         """Commit the birth that a manifest allows.
 
         Raises:
-            HayflickError: The denial; NODE_SESSION_INVALID.
+            HayflickError: The denial; NODE_SESSION_INVALID; WORKER_NOT_RUNNING
+                when it was committed before and must not run any more.
         """
         try:
             return await self._register(request, registration, None)
@@ -111,6 +112,10 @@ class Births:
         def restore(
             tx: Tx, kept: controller_pb2.RegisterWorkerResponse
         ) -> controller_pb2.RegisterWorkerResponse:
+            # The node would act on the answer: it must still be who asked, and the
+            # worker may have been ended since.
+            nodes.require_session(tx, registration.node_id, registration.session)
+            _require_wanted(tx.worker(kept.worker.worker_id), kept.worker.worker_id)
             manifest = kept.worker.manifest
             if found := tx.manifest(manifest.manifest_id, with_snapshot=True):
                 manifest.state_snapshot_json = found[0].state_snapshot_json
@@ -151,7 +156,26 @@ class Births:
         tx.record(events.undone("registration", worker.manifest, self._clock()))
 
 
+<<<<<<< HEAD
 def _registered(born: Registered) -> controller_pb2.RegisterWorkerResponse:
+=======
+def _require_wanted(worker: Worker | None, worker_id: str) -> None:
+    if worker is not None and worker.live and worker.state is not State.STOPPING:
+        return
+    reason = None if worker is None else worker.exit.reason if worker.exit else worker.stop_reason
+    raise HayflickError(
+        ErrorReason.ERROR_REASON_WORKER_NOT_RUNNING,
+        f"worker {worker_id} was registered by this request before, and has ended or must end",
+        metadata={
+            "worker_id": worker_id,
+            "state": worker.state.value if worker else State.ENDED.value,
+            "end_reason": reason.value if reason else "",
+        },
+    )
+
+
+def _registered(born: Registered, *, with_snapshot: bool) -> controller_pb2.RegisterWorkerResponse:
+>>>>>>> work/restarts
     return controller_pb2.RegisterWorkerResponse(
         worker=render.worker(born.worker, with_snapshot=True),
         terms=render_terms.contract_terms(born.policy, born.worker.depth),

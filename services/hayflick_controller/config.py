@@ -10,6 +10,7 @@ DATABASE_NAME = "controller.db"
 MAX_SHARED_FLUSH_SECONDS = 7.0
 """Less than half of ``nodes.WRITE_SLACK_US``: one write that fails must not let leases run out."""
 NAME_NAME = "controller.name"
+CLOCK_NAME = "controller.clock"
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,8 @@ class Config:
     def name_file(self) -> Path:
         """Where the controller's name is kept when the database is not its own."""
         return self.data_dir / NAME_NAME
+
+    @property
+    def clock_file(self) -> Path:
+        """Where the time is kept that the controller goes by in this boot of its machine."""
+        return self.data_dir / CLOCK_NAME

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from functools import partial
 from typing import TYPE_CHECKING
 
-from hayflick_controller import events
+from hayflick_controller import anchor, events
 from hayflick_controller.births import Births
 from hayflick_controller.chores import Chore, Chores
 from hayflick_controller.clock import MICROSECONDS, Clock
@@ -28,7 +30,7 @@ from hayflick_controller.roster import Roster
 from hayflick_controller.store import names
 from hayflick_controller.store.sql import postgres_store, sqlite_store
 from hayflick_controller.watch import Broadcast
-from hayflick_rpc.clock import SteadyClock
+from hayflick_rpc.clock import SteadyClock, boot_name
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -84,7 +86,10 @@ class Controller:
             OSError: The data directory cannot be made safe.
             HayflickError: The database cannot be opened.
         """
-        controller = cls(config, _store_of(config), clock or SteadyClock())
+        store = _store_of(config)
+        if clock is None:
+            clock = await asyncio.to_thread(_clock_of, config)
+        controller = cls(config, store, clock)
         await controller._open()
         # Started together with its logger, it would refuse its first callers for
         # a moment; without one it serves all the same: reads, denials, kills.
@@ -243,6 +248,25 @@ def _store_of(config: Config) -> Store:
     if config.database is None:
         return sqlite_store(config.database_file)
     return postgres_store(config.database, names.keep(config.name_file))
+
+
+def _clock_of(config: Config) -> SteadyClock:
+    """Return the clock of this boot.
+
+    Controllers that share a database take the time from its server, for cooldowns
+    that one begins must end alike for the others.
+
+    Raises:
+        OSError: The kept time cannot be read, or a new one not be kept.
+        HayflickError: The database does not tell the time.
+    """
+    if config.database is None:
+        return SteadyClock(anchor_seconds=anchor.keep(config.clock_file, boot_name(), time.time))
+    from hayflick_controller.store import postgres
+
+    wall = partial(postgres.wall_seconds, config.database)
+    # What was kept while the database was its own is not the others' time.
+    return SteadyClock(anchor_seconds=anchor.keep(config.clock_file, f"{boot_name()}/shared", wall))
 
 
 async def _logged(work: Coroutine[object, object, None]) -> None:

@@ -53,6 +53,7 @@ class Hello:
     node_id: str
     address: str
     worker_ids: tuple[str, ...]
+    birth_worker_ids: tuple[str, ...]
     python_version: str
     attestation_public_key: bytes
 
@@ -74,12 +75,15 @@ def parse_hello(hello: controller_pb2.NodeHello) -> Hello:
     """
     if len(hello.worker_ids) > parse.MAX_HELLO_WORKERS:
         raise invalid_field("hello.worker_ids", f"must be at most {parse.MAX_HELLO_WORKERS}")
+    if len(hello.birth_worker_ids) > parse.MAX_HELLO_WORKERS:
+        raise invalid_field("hello.birth_worker_ids", f"must be at most {parse.MAX_HELLO_WORKERS}")
     if len(hello.attestation_public_key) not in (0, PUBLIC_KEY_BYTES):
         raise invalid_field("hello.attestation_public_key", f"must be {PUBLIC_KEY_BYTES} bytes")
     return Hello(
         wire.require_id("hello.node_id", hello.node_id),
         parse.text("hello.address", hello.address, parse.MAX_ADDRESS_CHARS),
         tuple(hello.worker_ids),
+        tuple(hello.birth_worker_ids),
         parse.text("hello.python_version", hello.python_version, MAX_VERSION_CHARS),
         hello.attestation_public_key,
     )
@@ -332,9 +336,15 @@ class Nodes:
 
     def _reconcile(self, tx: Tx, hello: Hello, now_us: int) -> tuple[str, ...]:
         """Bring the record and the node's word together; return what the node must end."""
+        named, births = set(hello.worker_ids), set(hello.birth_worker_ids)
         recorded = tx.live_workers(node_id=hello.node_id)
-        named = set(hello.worker_ids)
-        missing = [worker for worker in recorded if worker.worker_id not in named]
+        missing = [
+            worker
+            for worker in recorded
+            # One that ran is no birth: a manifest that is shown again may name any worker.
+            if worker.worker_id not in named
+            and (worker.worker_id not in births or worker.state is State.RUNNING)
+        ]
         ends.end(tx, _lost(missing, now_us, "its node no longer runs it"), now_us, self._roster.freshen)
         # Read again: what descends from the missing is STOPPING now.
         may_run = {
@@ -342,7 +352,9 @@ class Nodes:
             for worker in tx.live_workers(node_id=hello.node_id)
             if worker.state is not State.STOPPING
         }
-        return tuple(sorted(named - may_run))
+        # A birth that is not on record was never asked for, or not yet.
+        known = {worker_id for worker_id in births if tx.worker(worker_id) is not None}
+        return tuple(sorted((named | known) - may_run))
 
     def _spawn(self) -> None:
         task = asyncio.create_task(self._settle_beats())

@@ -238,7 +238,14 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
 def _identify(request: Message) -> Request:
     """Return what makes *request* the same request when it comes again."""
     request_id = wire.require_request_id(request.request_id)  # type: ignore[attr-defined]
+    # A node that connected again has another session, and asks for the same. Put back
+    # rather than copied: a request may be a megabyte.
+    session = getattr(request, "session", "")
+    if session:
+        request.ClearField("session")
     contents = request.SerializeToString(deterministic=True)
+    if session:
+        request.session = session  # type: ignore[attr-defined]
     return Request(request_id, request.DESCRIPTOR.name, hashlib.sha256(contents).hexdigest())
 
 

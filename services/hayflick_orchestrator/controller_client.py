@@ -13,6 +13,8 @@ import grpc
 
 from hayflick.v1 import controller_pb2, controller_pb2_grpc
 from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick_rpc import wire
+from hayflick_rpc.clock import boot_seconds
 from hayflick_rpc.errors import HayflickError
 from hayflick_rpc.status import from_rpc_error
 
@@ -31,9 +33,15 @@ MAX_BACKOFF_SECONDS = 2.0
 # The call may or may not have been carried out; repeating it by the same
 # request_id finds out.
 _UNCERTAIN = frozenset({ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE, ErrorReason.ERROR_REASON_SHUTTING_DOWN})
+# The same, or the controller's own fault, which may come after it decided.
+_UNHEARD = _UNCERTAIN | {ErrorReason.ERROR_REASON_INTERNAL}
 _ASK_AGAIN = _UNCERTAIN | {ErrorReason.ERROR_REASON_NODE_SESSION_INVALID}
+# What may be said of one attempt alone: of what became of those before it says nothing.
+_OF_THIS_ATTEMPT = frozenset(
+    {ErrorReason.ERROR_REASON_NODE_SESSION_INVALID, ErrorReason.ERROR_REASON_AUDIT_UNAVAILABLE}
+)
 # There is nothing left to give back: the controller ended the worker itself
-# meanwhile, or took an earlier attempt under an earlier session.
+# meanwhile, or took an earlier report of its end.
 _TAKEN = frozenset(
     {
         ErrorReason.ERROR_REASON_WORKER_UNKNOWN,
@@ -85,15 +93,31 @@ class Registration:
     """One request to commit a birth, which may have to be made several times.
 
     Attributes:
-        sent: Whether it ever left, so that it may have been committed.
+        unsure: Whether it may have been committed, for all that was heard.
         terms: What the worker must be held to; set by the controller's answer.
+        asked_boot: Since when it may have been committed, by the clock of this boot.
+        expire_boot: When the worker's life is over by the same clock; ``None`` without
+            an end. Set by the controller's answer.
     """
 
     manifest: Manifest
     degraded_layers: tuple[str, ...]
     request_id: str = field(default_factory=lambda: f"register-{secrets.token_hex(16)}")
-    sent: bool = False
+    unsure: bool = False
     terms: controller_pb2.ContractTerms = field(default_factory=controller_pb2.ContractTerms)
+    asked_boot: float = 0.0
+    expire_boot: float | None = None
+
+    def committed(self, answer: controller_pb2.RegisterWorkerResponse) -> None:
+        """Take the controller's answer.
+
+        A life is measured by the controller's two stamps and counted from when the
+        birth was first asked for: no worker outlives it, whatever wall clocks say.
+        """
+        self.terms = answer.terms
+        if answer.worker.HasField("expire_time"):
+            life = wire.instant(answer.worker.expire_time) - wire.instant(answer.worker.create_time)
+            self.expire_boot = self.asked_boot + life.total_seconds()
 
 
 class ControllerClient:
@@ -123,8 +147,8 @@ class ControllerClient:
         """Commit the birth that the manifest of *registration* allows.
 
         Raises:
-            HayflickError: as the controller decided. When it is SERVICE_UNAVAILABLE
-                and the registration was sent, it may have been committed all the same.
+            HayflickError: as the controller decided. When *registration* is
+                ``unsure`` then, it may have been committed all the same.
         """
         for attempt in range(1, REGISTER_ATTEMPTS + 1):
             try:
@@ -147,7 +171,7 @@ class ControllerClient:
             try:
                 return await self._register(registration)
             except HayflickError as refusal:
-                if refusal.reason not in _ASK_AGAIN:
+                if refusal.reason not in _ASK_AGAIN | _OF_THIS_ATTEMPT:
                     return None
                 await asyncio.sleep(_backoff(attempt))
 
@@ -159,12 +183,19 @@ class ControllerClient:
             session=await self._session.secret(),
             degraded_layers=registration.degraded_layers,
         )
-        registration.sent = True
+        before, registration.unsure = registration.unsure, True
+        if not before:
+            registration.asked_boot = boot_seconds()
         try:
             answer = await self._stub.RegisterWorker(request, timeout=REGISTER_TIMEOUT_SECONDS)
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        registration.terms = answer.terms
+            refusal = from_rpc_error(error)
+            if refusal.reason in _OF_THIS_ATTEMPT:
+                registration.unsure = before
+            else:
+                registration.unsure = refusal.reason in _UNHEARD
+            raise refusal from error
+        registration.committed(answer)
         return answer.worker
 
     async def deregister(self, worker_id: str, exit_: Exit, usage: Usage | None) -> None:

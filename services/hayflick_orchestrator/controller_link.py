@@ -166,14 +166,13 @@ class ControllerLink:
         return None if admitted else refusal
 
     async def _greet(self, call: _Call) -> controller_pb2.NodeWelcome:
-        members = [worker.worker_id for worker in self._population]
-        # Those being born as well: the controller may have committed one whose
-        # answer was lost with the last stream.
-        members += [birth.worker_id for birth in self._population.births]
         hello = controller_pb2.NodeHello(
             node_id=self._node_id,
             address=self._address,
-            worker_ids=members,
+            worker_ids=[worker.worker_id for worker in self._population],
+            # Apart: the controller may have committed one whose answer was lost with
+            # the last stream, and need not know of the others yet.
+            birth_worker_ids=[birth.worker_id for birth in self._population.births],
             python_version=PYTHON_VERSION,
             attestation_public_key=self._public_key,
         )

@@ -139,14 +139,14 @@ class Launcher:
         registration = Registration(manifest, self._degraded)
         try:
             record = await self._controller.register(registration)
-        except HayflickError as refusal:
-            if refusal.reason == ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE:
-                self._find_out(birth, registration, "the controller's answer was lost")
+        except HayflickError:
+            self._find_out(birth, registration, "the controller's answer was lost")
             raise
         except asyncio.CancelledError:
             self._find_out(birth, registration, "the node is shutting down")
             raise
         birth.registered = True
+        birth.expire_boot = registration.expire_boot
         try:
             return await self._build(birth, record, registration.terms, policy)
         except BaseException as error:
@@ -161,7 +161,7 @@ class Launcher:
             if record is not None:
                 await self._deregister(birth, detail)
 
-        if registration.sent:
+        if registration.unsure:
             self._supervisor.spawn(give_back(), f"give back {birth.worker_id}")
 
     async def _build(
@@ -205,6 +205,7 @@ class Launcher:
             raise
         record.manifest.CopyFrom(birth.manifest)
         worker = Worker.of(record, terms, attestation, sandbox)
+        worker.expire_boot = birth.expire_boot
         if birth.network is not None:
             worker.record.resources.network.CopyFrom(birth.network)
         self._open_doors(worker)

@@ -54,6 +54,7 @@ class Birth:
         settled: Resolves when the launch is over, either way.
         frozen: Whose quarantine called it off, its own or its parent's; empty while none did.
         registered: Whether the controller committed it.
+        expire_boot: When its worker's life is over, as of :class:`Worker`.
         cgroup_path: Where its processes will be; empty until that is known.
         network: What is left of its network policy, when some was taken meanwhile.
     """
@@ -66,6 +67,7 @@ class Birth:
         self.ask: Ask | None = None
         self.frozen = ""
         self.registered = False
+        self.expire_boot: float | None = None
         self.cgroup_path = ""
         self.network: NetworkPolicy | None = None
         self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -98,6 +100,7 @@ class Worker:
         thawed_monotonic: When it was last let out of quarantine.
         told_by_result: Whether the result of an order tells the controller of its end.
         doors: Its ways out, by name; closed when it is dead.
+        expire_boot: When its life is over, by :func:`~hayflick_rpc.clock.boot_seconds`.
     """
 
     record: WorkerMessage

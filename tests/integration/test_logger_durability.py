@@ -86,6 +86,33 @@ async def test_what_was_acknowledged_survives_sigkill(start_logger: Start) -> No
     assert (await verify(logger.address)).intact
 
 
+async def test_sigterm_amid_appends_loses_none(start_logger: Start) -> None:
+    """Told to stop amid appends of two sources, the logger ends in order and records each event once."""
+    logger = start_logger("--drain-seconds", "0.2")
+    async with audit(logger.address, "one") as one, audit(logger.address, "two") as two:
+        clients = {"one": one, "two": two}
+        for _ in range(3):
+            before = {name: client.acknowledged for name, client in clients.items()}
+            for client in clients.values():
+                await client.wait_connected(20)
+                for _ in range(2_000):
+                    client.enqueue(event())
+            await one.wait_acknowledged(before["one"] + 200, 20)  # the rest is under way
+            assert await asyncio.to_thread(logger.end) == 0
+            promised = {name: client.acknowledged for name, client in clients.items()}
+            logger = start_logger("--drain-seconds", "0.2")
+            await one.wait_connected(20)
+            entries = await recorded(logger.address)
+            for name, client in clients.items():
+                kept = [entry.sequence for entry in entries if entry.source == name]
+                assert kept[: promised[name]] == list(range(1, promised[name] + 1))
+                await client.wait_acknowledged(before[name] + 2_000, 20)
+    entries = await recorded(logger.address)
+    for name in clients:
+        assert [entry.sequence for entry in entries if entry.source == name] == list(range(1, 6_001))
+    assert (await verify(logger.address)).intact
+
+
 async def test_a_changed_byte_is_found_and_named(start_logger: Start) -> None:
     """VerifyJournal names the first entry that was changed on disk; the next start refuses it by name."""
     logger = start_logger()

@@ -255,6 +255,19 @@ def test_grace_ends_with_the_lease() -> None:
         stop.cancel()
 
 
+def test_an_init_that_is_silent() -> None:
+    """A worker whose init says nothing for the heartbeat timeout is ended as that; its neighbour lives on."""
+    with running_stack(orchestrator={"heartbeat-timeout-seconds": "2"}) as stack:
+        worker, neighbour = stack.launch(), stack.launch()
+        init = stack.sandboxes()[worker.worker_id].host_pid
+        stack.run(worker, command("true"), keep=True)  # it is heard
+        os.kill(init, signal.SIGSTOP)
+        assert stack.end_reason(worker.worker_id) == "HEARTBEAT_TIMEOUT"
+        until(lambda: set(stack.sandboxes()) == {neighbour.worker_id})
+        assert not Path(f"/proc/{init}").exists()
+        stack.stop(neighbour)
+
+
 def test_a_controller_that_restarts(own_stack: Stack) -> None:
     """Workers live through a restart of the controller that is shorter than their lease."""
     stack = own_stack
@@ -265,6 +278,54 @@ def test_a_controller_that_restarts(own_stack: Stack) -> None:
     assert stack.run(worker, command("echo", "still here")).stdout == b"still here\n"
     stack.stop(worker)
     assert stack.end_reason(worker.worker_id) == "COMPLETED"
+
+
+def test_launches_outlive_a_restart_of_the_controller(own_stack: Stack) -> None:
+    """A launch that waits for a controller which is being restarted brings its worker to life."""
+    stack = own_stack
+    contract = stack.contract()
+    manifests = [stack.manifest(contract) for _ in range(3)]
+    assert stack.end("controller") == 0
+    launches = [
+        stack.orchestrator.LaunchWorker.future(
+            orchestrator_pb2.LaunchWorkerRequest(request_id=request_id(), manifest=manifest)
+        )
+        for manifest in manifests
+    ]
+    assert stack.sandboxes() == {}  # asked on the same connection: the launches came first
+    stack.start("controller")
+    born = {launch.result(timeout=30).worker.worker_id for launch in launches}
+    assert born == {manifest.worker_id for manifest in manifests} == set(stack.sandboxes())
+    for worker_id in born:
+        assert not stack.worker(worker_id).HasField("exit")
+
+
+def test_a_birth_whose_answer_was_lost_comes_to_life(own_stack: Stack) -> None:
+    """A node whose controller crashes before it answers for a birth asks again, and is answered."""
+    stack = own_stack
+    manifest = stack.manifest(stack.contract())
+    logger = stack.processes["logger"]
+    logger.send_signal(signal.SIGSTOP)  # committed, and not answered before it is recorded
+    try:
+        request = orchestrator_pb2.LaunchWorkerRequest(request_id=request_id(), manifest=manifest)
+        launch = stack.orchestrator.LaunchWorker.future(request)
+        until(lambda: _on_record(stack, manifest.worker_id))
+        stack.end("controller", signal.SIGKILL)
+    finally:
+        logger.send_signal(signal.SIGCONT)
+    stack.start("controller")
+    assert launch.result(timeout=30).worker.worker_id == manifest.worker_id
+    assert set(stack.sandboxes()) == {manifest.worker_id}
+    assert not stack.worker(manifest.worker_id).HasField("exit")
+
+
+def _on_record(stack: Stack, worker_id: str) -> bool:
+    try:
+        return bool(stack.worker(worker_id).worker_id)
+    except grpc.RpcError as error:
+        if reason_of(error) != "WORKER_UNKNOWN":
+            raise
+        return False
 
 
 def test_a_logger_that_is_away(own_stack: Stack) -> None:

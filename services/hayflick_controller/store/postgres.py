@@ -21,6 +21,9 @@ import sqlalchemy
 from psycopg import conninfo
 from sqlalchemy import event, pool
 
+from hayflick.v1.errors_pb2 import ErrorReason
+from hayflick_rpc.errors import HayflickError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -74,6 +77,25 @@ def engine(url: str) -> sqlalchemy.Engine:
     event.listen(made, "connect", _set_up)
     event.listen(made, "begin", _take_turn)
     return made
+
+
+def wall_seconds(url: str) -> float:
+    """Return what time it is by the server's wall clock: Unix time, in seconds.
+
+    Raises:
+        HayflickError: SERVICE_UNAVAILABLE.
+    """
+    try:
+        with psycopg.connect(url, connect_timeout=CONNECT_TIMEOUT_SECONDS) as connection:
+            row = connection.execute("SELECT extract(epoch FROM clock_timestamp())").fetchone()
+    except psycopg.Error as error:
+        raise HayflickError(
+            ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE,
+            f"the database does not tell the time: {type(error).__name__}",
+            metadata={"service": "database"},
+        ) from error
+    assert row is not None
+    return float(row[0])
 
 
 def set_durable(connection: sqlalchemy.Connection, durable: bool) -> None:

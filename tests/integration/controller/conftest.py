@@ -90,6 +90,7 @@ class Node:
         self.stub = stub
         self.node_id = node_id
         self.workers: set[str] = set()
+        self.births: set[str] = set()
         self.frozen: set[str] = set()
         self.orders: list[pb.Order] = []
         self.ordered = asyncio.Condition()
@@ -103,12 +104,22 @@ class Node:
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
 
-    async def connect(self, *, python_version: str = PYTHON, public_key: bytes = b"") -> None:
-        """Open the stream and wait for the welcome."""
+    async def connect(
+        self,
+        *,
+        python_version: str = PYTHON,
+        public_key: bytes = b"",
+        worker_ids: Sequence[str] = (),
+        birth_worker_ids: Sequence[str] = (),
+    ) -> None:
+        """Open the stream and wait for the welcome; of the ids given it runs, or launches, them too."""
+        self.workers |= set(worker_ids)
+        self.births |= set(birth_worker_ids)
         self._call = self.stub.ConnectNode()
         hello = pb.NodeHello(
             node_id=self.node_id,
             worker_ids=sorted(self.workers),
+            birth_worker_ids=sorted(self.births),
             python_version=python_version,
             attestation_public_key=public_key,
         )
@@ -145,12 +156,17 @@ class Node:
         return worker
 
     async def deregister(
-        self, worker_id: str, reason: str = "COMPLETED", detail: str = "", usage: Any = None
+        self,
+        worker_id: str,
+        reason: str = "COMPLETED",
+        detail: str = "",
+        usage: Any = None,
+        request: str = "",
     ) -> resources_pb2.Worker:
         """Report a worker as dead."""
         self.workers.discard(worker_id)
         asked = pb.DeregisterWorkerRequest(
-            request_id=request_id(),
+            request_id=request or request_id(),
             worker_id=worker_id,
             node_id=self.node_id,
             session=self.welcome.session,
@@ -283,12 +299,12 @@ class Bench:
             await node.hang_up()
         await self.channel.close()
 
-    async def contract_when_ready(self) -> resources_pb2.Contract:
+    async def contract_when_ready(self, **fields: Any) -> resources_pb2.Contract:
         """Create a contract as soon as the controller has found its logger."""
         async with asyncio.timeout(WAIT_SECONDS):
             while True:
                 try:
-                    return await self.contract()
+                    return await self.contract(**fields)
                 except HayflickError as error:
                     if error.reason_name != "AUDIT_UNAVAILABLE":
                         raise

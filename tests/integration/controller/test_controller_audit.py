@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import pytest
 
 from hayflick.v1 import controller_pb2 as pb
+from hayflick.v1 import logger_pb2
+from hayflick_rpc.clock import SteadyClock
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +161,30 @@ async def test_a_restart_delivers_what_was_left(bench: Any, denied: Any) -> None
     decisions = await bench.decisions(contract.contract_id)
     assert decisions == ["contract_created", "replication_requested", *["deny_quota"] * 3]
     bench.logger.stop()
+
+
+async def test_a_wall_clock_that_is_set_is_on_record(logger: Any, bench_class: Any, denied: Any) -> None:
+    """Each time that somebody sets the wall clock is on record, and no cooldown ends by it."""
+    set_by_seconds = [0.0]
+    with tempfile.TemporaryDirectory(prefix="hf-") as directory:
+        bench = bench_class(Path(directory), logger)
+        bench.now_us = SteadyClock(lambda: time.time() + set_by_seconds[0])
+        await bench.start()
+        try:
+            await bench.wait_audit()
+            contract = await bench.contract(cooldown=600)
+            parent = await bench.born(await bench.node(), contract.contract_id)
+            await bench.issue(contract.contract_id, parent.worker_id)
+            filter_ = logger_pb2.EventFilter(events=["clock_stepped"])
+            steps = bench.records.TailEvents(logger_pb2.TailEventsRequest(filter=filter_, start_index=0))
+            for seconds in (3_600.0, 0.0, -3_600.0):
+                set_by_seconds[0] = seconds
+                async with asyncio.timeout(10):
+                    step = (await steps.read()).event.event
+                assert step.details["step_seconds"] == pytest.approx(seconds, abs=1)
+                assert step.timestamp.seconds == pytest.approx(time.time(), abs=60)
+                refusal = await denied(bench.issue(contract.contract_id, parent.worker_id))
+                assert refusal.reason_name == "COOLDOWN_NOT_SATISFIED"
+            steps.cancel()
+        finally:
+            await bench.stop()

@@ -300,6 +300,31 @@ async def test_repeated_requests(bench: Any, denied: Any, request_id: Any) -> No
     assert (read.contract.active_count, read.contract.reserved_count) == (1, 0)
 
 
+async def test_a_node_that_connected_again_repeats_what_it_asked(
+    bench: Any, denied: Any, request_id: Any
+) -> None:
+    """A request repeated under a later session gets its first answer, unless its worker may not run now."""
+    contract = await bench.contract()
+    node = await bench.node()
+    manifest = await bench.issue(contract.contract_id, state_snapshot_json='{"a": "b"}')
+    name, stale = request_id(), node.welcome.session
+    worker = await node.register(manifest, name)
+    await node.hang_up()
+    node.births, node.workers = {worker.worker_id}, set()
+    await node.connect()
+    assert await node.register(manifest, name) == worker
+    live, node.welcome.session = node.welcome.session, stale
+    assert (await denied(node.register(manifest, name))).reason_name == "NODE_SESSION_INVALID"
+    end = request_id()
+    node.welcome.session = live
+    ended = await node.deregister(worker.worker_id, request=end)
+    await node.hang_up()
+    await node.connect()
+    assert await node.deregister(worker.worker_id, request=end) == ended
+    refusal = await denied(node.register(manifest, name))
+    assert (refusal.reason_name, refusal.metadata["state"]) == ("WORKER_NOT_RUNNING", "ended")
+
+
 async def test_a_denial_is_not_kept(bench: Any, denied: Any, request_id: Any) -> None:
     """A request that was denied may be made again, and is then decided anew."""
     contract = await bench.contract(max_replicas=1)

@@ -433,6 +433,38 @@ async def test_a_hello_is_reconciled(bench: Any) -> None:
     assert (await bench.worker(kept.worker_id)).state != ENDED
 
 
+async def test_launches_in_a_hello_are_reconciled(bench: Any, request_id: Any) -> None:
+    """Of launches in progress a node must end those alone whose worker has ended or is ending."""
+    contract = await bench.contract()
+    node = await bench.node()
+    node.obedient = False
+    unheard = await bench.born(node, contract.contract_id)  # its answer was lost, say
+    ended = await bench.born(node, contract.contract_id)
+    await node.deregister(ended.worker_id)
+    stopping = await bench.born(node, contract.contract_id)
+    scope = pb.Scope(worker_id=stopping.worker_id)
+    await bench.stub.EngageKillSwitch(
+        pb.EngageKillSwitchRequest(
+            request_id=request_id(), scope=scope, reason="test", timeout=wire.duration(0.1)
+        )
+    )
+    ran = await bench.born(node, contract.contract_id)
+    await node.beat(workers=[ran.worker_id])
+    async with asyncio.timeout(10):
+        while (await bench.worker(ran.worker_id)).state != resources_pb2.STATE_RUNNING:
+            pass
+    await node.hang_up()
+    manifest = await bench.issue(contract.contract_id)  # not presented yet
+    node.workers = set()
+    node.births = {manifest.worker_id, *(one.worker_id for one in (unheard, ended, stopping, ran))}
+    await node.connect()
+    assert set(node.welcome.stop_worker_ids) == {one.worker_id for one in (ended, stopping, ran)}
+    assert (await bench.worker(unheard.worker_id)).state == resources_pb2.STATE_STARTING
+    # What began to run and is launched again is neither: it ran, and does no more.
+    assert (await bench.worker(ran.worker_id)).exit.reason == resources_pb2.END_REASON_NODE_LOST
+    await node.register(manifest)
+
+
 async def test_beats_are_fresh(bench: Any) -> None:
     """What a beat says is read at once, and a worker runs from its first beat on."""
     contract = await bench.contract()

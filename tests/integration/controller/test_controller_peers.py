@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from hayflick_controller.model import Event
 from hayflick_controller.store import outbox
 from hayflick_controller.store.protocol import BOOT_SHIFT
 from hayflick_rpc import wire
+from hayflick_rpc.channel import connect
 from hayflick_rpc.errors import HayflickError
 
 
@@ -123,3 +126,27 @@ async def test_what_a_dead_controller_left_is_delivered_by_another(two: tuple[An
     found = await two[1].events(contract_id=contract.contract_id, events=["audit"])
     assert len([event for event in found if "decision" not in event.details]) == 1
     assert await store.transact(lambda tx: tx.alive(two[0].controller._store.identity.controller_id))
+
+
+async def test_the_time_is_the_databases(cluster: Cluster, logger: Any, bench_class: Any) -> None:
+    """A controller whose machine's wall clock is off goes by the database's, as the others on it do."""
+    program = Path(__file__).parents[1] / "other_wall_clock.py"
+    with tempfile.TemporaryDirectory(prefix="hf-") as directory:
+        address = f"unix://{directory}/controller.sock"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, program, "-3600", "--listen", address, "--logger", logger.address),
+            *("--data-dir", f"{directory}/controller", "--database", cluster.new_database()),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert process.stdout is not None
+            assert b"listening" in await process.stdout.readline()
+            bench = bench_class(Path("/"), logger)
+            bench.use(connect(address))
+            before = time.time()
+            created = (await bench.contract_when_ready()).create_time
+            assert before - 60 < created.seconds < before + 60
+            await bench.hang_up()
+        finally:
+            process.terminate()
+            await process.wait()

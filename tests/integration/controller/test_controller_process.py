@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from hayflick.v1 import controller_pb2 as pb
+from hayflick.v1 import resources_pb2
 from hayflick_rpc.channel import connect
 
 SECRET = "my-secret-key"
@@ -21,7 +24,7 @@ SECRET = "my-secret-key"
 class Process:
     """``python -m hayflick_controller``."""
 
-    def __init__(self, directory: Path, logger: str) -> None:
+    def __init__(self, directory: Path, logger: str, *options: str) -> None:
         self.directory = directory
         self.address = f"unix://{directory}/controller.sock"
         reader, self.lifeline = os.pipe()
@@ -29,7 +32,7 @@ class Process:
             [
                 *(sys.executable, "-m", "hayflick_controller"),
                 *("--listen", self.address, "--data-dir", str(directory / "controller")),
-                *("--logger", logger, "--lifeline-fd", str(reader)),
+                *("--logger", logger, "--lifeline-fd", str(reader), *options),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -103,6 +106,103 @@ async def test_a_crash_loses_nothing(process: Process, logger: Any, bench_of: An
     finally:
         again.process.terminate()
         again.end()
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["in time", "too late"])
+async def test_sigterm_amid_requests_loses_none(
+    logger: Any, bench_of: Any, request_id: Any, answered: bool
+) -> None:
+    """What runs when the signal comes is answered, if it is recorded; sent again, it is done once."""
+    with tempfile.TemporaryDirectory(prefix="hf-") as directory:
+        first = Process(Path(directory), logger.address, "--drain-seconds", "20" if answered else "0.5")
+        bench = bench_of(first.address)
+        contract_id = (await bench.contract_when_ready(max_replicas=20)).contract_id
+        node = await bench.node()
+        births = {request_id(): await bench.issue(contract_id) for _ in range(5)}
+        issues = [request_id() for _ in range(5)]
+
+        def everything(by: Any, of: Any) -> list[Any]:
+            asked = [of.issue(contract_id, request_id=name) for name in issues]
+            return asked + [by.register(manifest, name) for name, manifest in births.items()]
+
+        with logger.frozen():  # so that all are decided, and none is answered
+            tasks = [asyncio.create_task(request) for request in everything(node, bench)]
+            while await _population(bench, contract_id) != (5, 5):
+                pass
+            first.process.send_signal(signal.SIGTERM)
+            await node.wait_closed()  # it is draining
+            if not answered:
+                log = await asyncio.to_thread(first.end)
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        if answered:
+            log = await asyncio.to_thread(first.end)
+        assert first.process.returncode == 0, log
+        assert [isinstance(one, Exception) for one in answers] == [not answered] * 10, answers
+        await bench.hang_up()
+        again = Process(Path(directory), logger.address)
+        try:
+            bench = bench_of(again.address)
+            await bench.contract_when_ready()
+            back = await bench.node(node.node_id, birth_worker_ids=_workers(births))
+            repeated = await asyncio.gather(*everything(back, bench))
+            if answered:
+                assert repeated == answers
+            assert {one.worker_id for one in repeated[5:]} == set(_workers(births))
+            assert await _population(bench, contract_id) == (5, 5)
+            await bench.hang_up()
+        finally:
+            again.process.terminate()
+            again.end()
+
+
+async def test_a_crash_lifts_no_restraint(
+    process: Process, logger: Any, bench_of: Any, denied: Any, request_id: Any
+) -> None:
+    """A controller that was killed comes back with every quarantine, cooldown and reservation that it had."""
+    bench = bench_of(process.address)
+    await bench.contract_when_ready()
+    contract_id = (await bench.contract(max_replicas=5, cooldown=600)).contract_id
+    node = await bench.node()
+    suspect, parent = await bench.born(node, contract_id), await bench.born(node, contract_id)
+    await node.beat()
+    engage = pb.QuarantineWorkerRequest(request_id=request_id(), worker_id=suspect.worker_id, reason="test")
+    assert (await bench.stub.QuarantineWorker(engage)).worker_ids
+    child = await bench.issue(contract_id, parent.worker_id)  # begins a cooldown, and reserves
+    reserved = await bench.issue(contract_id)
+    process.process.kill()
+    process.end()
+    await bench.hang_up()
+    again = Process(process.directory, logger.address)
+    try:
+        bench = bench_of(again.address)
+        await bench.contract_when_ready()
+        back = await bench.node(node.node_id, worker_ids=[suspect.worker_id, parent.worker_id])
+        (freeze, *_) = await back.wait_order("freeze")
+        assert freeze.freeze.worker_id == suspect.worker_id
+        assert (await bench.worker(suspect.worker_id)).state == resources_pb2.STATE_QUARANTINED
+        birth = bench.issue(contract_id, suspect.worker_id)
+        assert (await denied(birth)).reason_name == "QUARANTINED"
+        refusal = await denied(bench.issue(contract_id, parent.worker_id))
+        assert refusal.reason_name == "COOLDOWN_NOT_SATISFIED"
+        assert 500 < refusal.retry_after_seconds <= 600
+        await bench.issue(contract_id)
+        assert (await denied(bench.issue(contract_id))).reason_name == "REPLICA_QUOTA_EXCEEDED"
+        for manifest in (child, reserved):
+            assert (await back.register(manifest)).worker_id == manifest.worker_id
+        await bench.hang_up()
+    finally:
+        again.process.terminate()
+        again.end()
+
+
+async def _population(bench: Any, contract_id: str) -> tuple[int, int]:
+    """Return how many hold a slot of a contract: workers, and manifests."""
+    read = await bench.stub.GetContract(pb.GetContractRequest(contract_id=contract_id))
+    return read.contract.active_count, read.contract.reserved_count
+
+
+def _workers(births: dict[str, resources_pb2.Manifest]) -> list[str]:
+    return [manifest.worker_id for manifest in births.values()]
 
 
 def test_bad_settings_are_refused() -> None:
