@@ -29,13 +29,15 @@ class FreshRoot:
 
 @dataclass(frozen=True, slots=True)
 class ShowReadOnly:
-    """Bind one path of the template, whose read-only flag is locked."""
+    """Bind one path of the template, whose flags and whose map of owners are locked."""
 
     path: str
+    idmapped: bool = False
 
     def describe(self) -> str:
         """Say it."""
-        return f"show {self.path}, read-only"
+        nobody = ", with no owner, so that no socket and no pipe there can be written to"
+        return f"show {self.path}, read-only{nobody if self.idmapped else ''}"
 
     def apply(self) -> None:
         """Do it."""

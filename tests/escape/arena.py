@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -54,6 +55,13 @@ class Grounds:
         path = str(self.canary / "open.sock")
         self._sockets.append(self._listen(socket.AF_UNIX, path))
         Path(path).chmod(0o777)
+        os.mkfifo(self.canary / "pipe")
+        (self.canary / "pipe").chmod(0o666)
+        # Whoever opens it for writing finds a reader.
+        self._reader = os.open(self.canary / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        if os.geteuid() == 0:
+            os.mknod(self.canary / "null", stat.S_IFCHR, os.makedev(1, 3))
+            (self.canary / "null").chmod(0o666)
 
     @staticmethod
     def _listen(family: int, address: Any) -> socket.socket:
@@ -81,6 +89,7 @@ class Grounds:
             "cores_are_piped": Path("/proc/sys/kernel/core_pattern").read_text().startswith("|"),
             "directory": str(self.directory),
             "secrets": [*(f"{self.directory}/{name}" for name in services), f"{canary}/secret"],
+            "special_files": f"{self.directory}/canary",
             "sockets": [*(f"{self.directory}/{name}.sock" for name in services), f"{canary}/open.sock"],
             "records": [f"{self.directory}/logger", f"{canary}/journal"],
             "tcp_port": self._sockets[0].getsockname()[1],
@@ -93,6 +102,7 @@ class Grounds:
 
     def close(self) -> None:
         """Stop listening."""
+        os.close(self._reader)
         for sock in self._sockets:
             sock.close()
 
@@ -460,7 +470,7 @@ def group(rows: Sequence[Row], *, weakened: bool) -> dict[tuple[Any, ...], list[
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row.where == "inside":
-            words = tuple(sorted(row.weakened_by)) if weakened else ()
+            words = tuple(sorted(row.weakened_by if weakened else row.faults))
             key = (words, json.dumps(row.resources, sort_keys=True), row.first is not None)
             groups.setdefault(key, []).append(row)
     return groups

@@ -51,7 +51,7 @@ CHECKLIST: dict[int, str] = {
     # Network and IPC
     45: "reaches no port of the host's loopback",
     46: "reaches no abstract socket of the host",
-    47: "reaches no socket in the host's file system",
+    47: "reaches no socket, pipe or device in the host's file system",
     48: "reaches no metadata address and no resolver",
     49: "gets past the allow-list proxy by no spelling of a name",
     50: "hands a descriptor to nobody, neither its orchestrator nor another worker",

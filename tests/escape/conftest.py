@@ -68,7 +68,9 @@ class Trials:
         """Return what the rows that run inside say in the weak arena when nothing is taken away."""
         found: dict[str, Verdict] = {}
         try:
-            for rows in group(ROWS, weakened=False).values():
+            for (words, *_), rows in group(ROWS, weakened=False).items():
+                if words:
+                    continue  # it would be asked of another sandbox than a whole one
                 found |= self._together(rows, (), self._weakened, weakened=False)
         finally:
             self._weakened.clear()

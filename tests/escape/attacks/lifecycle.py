@@ -589,7 +589,7 @@ ROWS = [
         69,
         reach_records,
         ("mounts",),
-        ("canary-readable",),
+        ("canary-readable", "canary-owned"),
         limits_of_it="the log's own proofs are tested with the logger",
     ),
     Row(

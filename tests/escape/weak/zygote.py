@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 HELD_FD = 200
 SHARED = "/workspace"  # in the template, where no step needs it
+OWNED = f"{SHARED}/owned"
 SYS = "/sys/fs/cgroup"
 # Until the child has set its death signal; before, the end of a thread means nothing to it.
 LINGER_SECONDS = 0.3
@@ -171,6 +172,19 @@ class LooseDev(Stand):
             syscalls.mount(f"/dev/{source}", f"{dev}/{name}", None, syscalls.MS_BIND)
 
 
+class Owned(Stand):
+    """A path of the host as it is, owners and devices and all, but read-only."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def apply(self) -> None:
+        """Do it."""
+        target = f"{template.NEW_ROOT}{self._path}"
+        os.makedirs(target, mode=0o755, exist_ok=True)
+        syscalls.mount(OWNED, target, None, syscalls.MS_BIND)
+
+
 def _gone(_: Any) -> list[steps.Step]:
     return []
 
@@ -199,7 +213,16 @@ STANDS: dict[str, tuple[type, Callable[[Any], list[Any]]]] = {
 }
 # What the other words change is beside the plan; the orchestrator's own come last.
 OTHERS = {
-    *("canary-readable", "show-sys", "one-uid", "setgroups", "host-net", "metadata-on-lo", "shared-ipc"),
+    *(
+        "canary-readable",
+        "canary-owned",
+        "show-sys",
+        "one-uid",
+        "setgroups",
+        "host-net",
+        "metadata-on-lo",
+        "shared-ipc",
+    ),
     *("keep-descriptors", "inherit-environment", "same-luck", "threaded-launch", "follow-links"),
     *(
         "loose-limits",
@@ -239,6 +262,7 @@ class Weak:
         os.dup2(os.open(f"{self._canary}/secret", os.O_RDONLY), HELD_FD)
         self._plan, self._launch, self._write = steps.plan, zygote.Zygote._launch, zygote._write
         self._readable_paths, self._build = template.readable_paths, template.build
+        self._show = template._show
         self._enter_fresh, self._environment = networks.Networks.enter_fresh, zygote.environment
         self._close_range, self._namespaces = syscalls.close_range, zygote.NAMESPACES
         self._beneath = transfer._BENEATH
@@ -279,6 +303,10 @@ class Weak:
             if word not in self._words
         }
         plan = [one for one in plan if getattr(one, "path", None) not in hidden]
+        if "canary-owned" in self._words:
+            plan = [
+                Owned(self._canary) if getattr(one, "path", None) == self._canary else one for one in plan
+            ]
         for word in self._words & set(STANDS):
             kind, stand = STANDS[word]
             plan = [new for one in plan for new in (stand(one) if isinstance(one, kind) else [one])]
@@ -333,12 +361,25 @@ class Weak:
         """Add to the template what two words show; the plan leaves it out otherwise."""
         return self._readable_paths([*extra, self._canary, SYS])
 
-    def build(self, inside: template.Template) -> None:
+    def show(self, source: int, target: str, owner: int | None) -> None:
+        """Show it, what no kernel can map as it is."""
+        self._show(source, target, None if target == f"{template.STAGE}{SYS}" else owner)
+
+    def build(self, inside: template.Template, *, idmapped: bool) -> None:
         """Build the template, with a directory to share in it."""
-        self._build(inside)
+        whole = os.open(self._canary, os.O_PATH)
+        canary = syscalls.open_tree(whole, syscalls.OPEN_TREE_CLONE)
+        template._show = self.show
+        self._build(inside, idmapped=idmapped)
         # What is shared between weak workers is the zygote's own, never the host's.
         syscalls.unshare(syscalls.CLONE_NEWIPC)
         syscalls.mount("shared", SHARED, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=1777,size=1m")
+        os.mkdir(OWNED)
+        syscalls.move_mount(canary, OWNED)
+        flags = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID
+        syscalls.mount_setattr(OWNED, flags, recursive=False)
+        os.close(canary)
+        os.close(whole)
 
     def leave(self, server: zygote.Zygote) -> None:
         """End what runs, or forget to."""
