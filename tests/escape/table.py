@@ -27,7 +27,6 @@ class Row:
         first: Runs in another worker before; its answer is ``facts["first"]``.
         resources: What the manifest asks for beside the arena's own.
         needs: Layers without which the row says "degraded" instead of passing.
-        weakening_needs: Layers without which the kernel itself keeps the wall up.
         host: Names of facts of the host, in host.py, that must not change.
         where: Where ``attack`` runs.
         faults: Words in force also when the wall must hold: what it must cope with.
@@ -42,7 +41,6 @@ class Row:
     first: Inside | None = None
     resources: dict[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
-    weakening_needs: tuple[str, ...] = ()
     host: tuple[str, ...] = ()
     where: Literal["inside", "outside"] = "inside"
     faults: tuple[str, ...] = ()

@@ -375,6 +375,8 @@ def outdo_the_parent(arena: Arena, words: tuple[str, ...]) -> Verdict:
     }
     wishes: dict[str, Any] = {name: value * 2 for name, value in small.items()}
     wishes |= {"open_files_limit": 1_024, "tmp_limit_bytes": 512 * MIB, "network": {"allow_loopback": True}}
+    if "cpu" in os.environ.get("HAYFLICK_ORCHESTRATOR_ALLOW_DEGRADED", "").split(","):
+        del wishes["cpu_millis"]  # nothing of the kernel's tells what it is
     answers: dict[str, str] = {}
     with arena.another(words, turned=True) as other:
         contract = other.stack.contract()

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 HELD_FD = 200
 SHARED = "/workspace"  # in the template, where no step needs it
-OWNED = f"{SHARED}/owned"
+OWNED = "/proc"  # empty in the template, for each sandbox has one of its own
 SYS = "/sys/fs/cgroup"
 # Until the child has set its death signal; before, the end of a thread means nothing to it.
 LINGER_SECONDS = 0.3
@@ -374,7 +374,6 @@ class Weak:
         # What is shared between weak workers is the zygote's own, never the host's.
         syscalls.unshare(syscalls.CLONE_NEWIPC)
         syscalls.mount("shared", SHARED, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=1777,size=1m")
-        os.mkdir(OWNED)
         syscalls.move_mount(canary, OWNED)
         flags = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID
         syscalls.mount_setattr(OWNED, flags, recursive=False)
