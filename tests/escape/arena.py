@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 from hayflick.v1 import orchestrator_pb2 as opb
 from hayflick.v1.resources_pb2 import NetworkPolicy
+from hayflick_cli.log_source import load_key, open_source
+from hayflick_tlog.verify import verify_log
 
 WEAK = Path(__file__).with_name("weak")
 TURNED = Path(__file__).parents[1] / "integration/yes_controller.py"
@@ -332,6 +334,40 @@ class Arena:
         """Read a file from a worker's workspace."""
         request = opb.GetFileRequest(worker_id=worker.worker_id, path=path)
         return b"".join(one.data for one in self.stack.orchestrator.GetFile(request))
+
+    @property
+    def kills(self) -> bool:
+        """Whether this node can kill a control group."""
+        layers = self.stack.orchestrator.GetNode(opb.GetNodeRequest()).layers
+        return any(layer.name == "kill" and layer.enforced for layer in layers)
+
+    def log_with(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Return every event of the record, with its source, once one is *wanted*.
+
+        Read as a stranger would, from the log's files and by its public key: a log that
+        is not the one that was signed fails the test.
+        """
+
+        def read() -> list[dict[str, Any]] | None:
+            events: list[dict[str, Any]] = []
+
+            def take(_: int, entry: bytes) -> None:
+                parsed = json.loads(entry)
+                events.append({"details": {}, **parsed["event"], "source": parsed["source"]})
+
+            directory = self.stack.directory / "logger"
+            key = load_key(str(directory / "log.pub"))
+            with open_source(str(directory)) as source:
+                try:
+                    finding = verify_log(source.read, source.checkpoint, key, on_entry=take)
+                except FileNotFoundError:
+                    return None  # a partial tile that has grown since the checkpoint was read
+            if not finding.intact:
+                return None  # read while it was written; if it stays so, time runs out
+            return events if any(map(wanted, events)) else None
+
+        found: list[dict[str, Any]] = until(read)
+        return found
 
     # Processes of ours on the host, by the name that their worker gave them
 

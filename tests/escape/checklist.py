@@ -25,7 +25,7 @@ CHECKLIST: dict[int, str] = {
     14: "has the six harmless devices and no other",
     16: "plants no link that has a collector of its files read or write the host",
     18: "shares neither /tmp nor /dev/shm with another worker",
-    19: "mounts nothing that the host would see",
+    19: "mounts nothing, and has no mount by which the host would see it",
     20: "starts inside its root and cannot write what it was started from",
     # /proc, /sys and the kernel's knobs
     21: "opens no kernel setting for writing",
@@ -73,7 +73,7 @@ CHECKLIST: dict[int, str] = {
     65: "does not start when a layer is missing",
     66: "gives a child no more than it has itself",
     67: "exceeds its contract nowhere, also when the controller says yes to everything",
-    68: "is dead, with all its family, when the kill switch answers",
-    69: "reads, alters and forges no record",
+    68: "is dead, with all its family, when the kill switch answers, by a receipt that proves it",
+    69: "reads, alters and forges no record, nor floods it",
     70: "signals through the machine's load at a rate that we measured (no promise)",
 }

@@ -31,6 +31,7 @@ class Row:
         where: Where ``attack`` runs.
         faults: Words in force also when the wall must hold: what it must cope with.
         informational: Whether it measures, and promises nothing.
+        hole: A pattern that what it saw must match when the wall is gone.
         limits_of_it: What the row does not show, said in the report.
     """
 
@@ -45,6 +46,7 @@ class Row:
     where: Literal["inside", "outside"] = "inside"
     faults: tuple[str, ...] = ()
     informational: bool = False
+    hole: str = ""
     limits_of_it: str = ""
 
     @property

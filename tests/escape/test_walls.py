@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -38,6 +39,7 @@ def test_the_attack_succeeds_without_the_wall(row: Row, trials: Trials) -> None:
     verdict = trials.verdict(row, weakened=True)
     assert "error" not in verdict, verdict
     assert not verdict["held"], verdict["seen"]
+    assert re.search(row.hole, verdict["seen"]), verdict["seen"]
     assert FINDINGS.host_changed[row.name] == []
 
 

@@ -209,7 +209,7 @@ ROWS = [
         join_groups,
         ("user namespace", "seccomp"),
         ("no-seccomp", "keep-capabilities", "setgroups"),
-        # Whoever may map no id but his own must give up setgroups first, and keeps his groups: user_namespaces(7).
+        # Whoever may map no id but his own keeps his groups: user_namespaces(7).
         needs=("uid-range",),
     ),
     Row(5, widen_the_filter, ("seccomp",), ("no-seccomp",)),

@@ -124,6 +124,21 @@ def weaken_services() -> None:
     TaskRun.__init__ = run  # type: ignore[method-assign]
 
 
+def weaken_budgets() -> None:
+    """Spend what is spent already."""
+    from hayflick_orchestrator import tripwires
+    from hayflick_orchestrator.denials import Budget
+
+    real_take = Budget.take
+
+    def take(self: Budget, now: float) -> bool:
+        return real_take(self, now) or (
+            "tell-every-denial" in words() and self._most == tripwires.EVENTS_AT_ONCE
+        )
+
+    Budget.take = take  # type: ignore[method-assign]
+
+
 def blind() -> None:
     """Take sandboxes without a listener: without a filter there is none."""
     from hayflick_orchestrator.tripwires import Tripwires
@@ -145,6 +160,7 @@ def weaken_zygote() -> None:
     def start(**options: Any) -> zygote_client.Zygote:
         zygote = real(**options)
         weaken_services()
+        weaken_budgets()
         blind()
         return zygote
 

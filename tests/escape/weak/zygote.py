@@ -146,6 +146,14 @@ def _pivot() -> None:
     os.chdir("/")
 
 
+class SharedMounts(Stand):
+    """Every mount has a peer group: whoever copied it would be told of mounts below."""
+
+    def apply(self) -> None:
+        """Do it."""
+        syscalls.mount("none", "/", None, syscalls.MS_REC | 1 << 20)  # MS_SHARED
+
+
 class SharedTmp(Stand):
     """One /tmp for all weak workers, of the zygote's own."""
 
@@ -206,6 +214,7 @@ STANDS: dict[str, tuple[type, Callable[[Any], list[Any]]]] = {
     "full-proc": (mounts.FreshProc, lambda _: [FullProc()]),
     "host-proc": (mounts.FreshProc, lambda _: [HostProc()]),
     "writable-root": (mounts.EnterRoot, lambda _: [WritableRoot()]),
+    "shared-mounts": (process.NameHost, lambda one: [one, SharedMounts()]),
     "outside-cwd": (mounts.EnterRoot, lambda _: [OutsideCwd()]),
     "big-tmp": (mounts.PrivateDirectory, lambda one: [larger(one)]),
     "shared-tmp": (mounts.PrivateDirectory, lambda one: [SharedTmp() if one.path == "/tmp" else one]),
@@ -232,6 +241,7 @@ OTHERS = {
         "judged",
         "no-narrowing",
         "proxy-lists-loopback",
+        "tell-every-denial",
         "no-bounds",
         "no-output-limit",
         "keep-sent-descriptors",
