@@ -19,7 +19,7 @@ LARGE = frames.encode({"type": "result"}, b"1" * (3 * LARGE_FRAME_BYTES))
 async def until(condition: Callable[[], bool]) -> None:
     """Give the loop turns until *condition* holds."""
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 -- nothing tells of it
             await asyncio.sleep(0)
 
 
