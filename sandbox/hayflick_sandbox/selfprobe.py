@@ -246,6 +246,10 @@ def _namespace(kind: str) -> Callable[[View], Answer]:
     return ask
 
 
+def _no_watches(_: View) -> Answer:
+    return _refused(lambda: os.close(syscalls.inotify_init()), errno.EMFILE, errno.ENOSYS)
+
+
 def _first(_: View) -> Answer:
     return os.getpid() == 1, str(os.getpid())
 
@@ -426,6 +430,7 @@ CHECKS = (
         Check(f"namespace-{kind}", "namespaces", "C", f"share the host's {kind} namespace", _namespace(kind))
         for kind in NAMESPACES
     ),
+    Check("no-watches", "namespaces", "C", "use up the host's inotify instances", _no_watches),
     Check("first-process", "namespaces", "C", "outlive its init", _first),
     Check("cgroups-hidden", "namespaces", "C", "learn its place in the lineage's tree", _cgroups_hidden),
     Check("hostname", "namespaces", "C", "learn the host's name", _hostname),

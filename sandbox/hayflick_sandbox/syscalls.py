@@ -277,6 +277,14 @@ def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) 
         raise OSError(error.errno, error.strerror, path) from None
 
 
+def inotify_init() -> int:
+    """Return a descriptor, closed on exec, of a new inotify instance."""
+    descriptor = int(_libc.inotify_init1(os.O_CLOEXEC))
+    if descriptor < 0:
+        _fail("inotify_init1")
+    return descriptor
+
+
 def keyctl_join_session_keyring() -> None:
     """Leave the inherited session keyring for a new, anonymous one."""
     _syscall("keyctl", ctypes.c_int(KEYCTL_JOIN_SESSION_KEYRING), ctypes.c_void_p(None))

@@ -154,6 +154,11 @@ WEAKENINGS: dict[str, tuple[Weaken, frozenset[str]]] = {
             "not-dumpable init-environment init-memory",
         ),
         ("no-rlimits", without("LimitResources"), "rlimits no-core"),
+        (
+            "watches",
+            instead("ForbidUserNamespaces", lambda: os.mkdir(f"{NEW_ROOT}/proc", 0o555)),
+            "no-watches",
+        ),
         ("same-session", without("LeaveSession"), "session umask"),
         ("cgroups-shown", without("HideCgroups"), "namespace-cgroup cgroups-hidden"),
         ("no-listener", _unheard, "listener"),
