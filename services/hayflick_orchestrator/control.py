@@ -188,7 +188,7 @@ class ControlStream:
             except Exception as error:
                 error_id = secrets.token_hex(8)
                 log.error(  # noqa: TRY400 -- with its traceback, as exc_info
-                    "call of %s by a worker failed, error_id %s", method[:64], error_id, exc_info=error
+                    "call of %r by a worker failed, error_id %s", method[:64], error_id, exc_info=error
                 )
                 reply = _refusal(
                     number,

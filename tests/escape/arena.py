@@ -49,8 +49,9 @@ class Grounds:
         self.directory = directory
         self.canary = directory / "canary"
         self.canary.mkdir(mode=0o755)
-        for name in ("secret", "journal"):
+        for name in ("secret", "journal", "scratch"):
             (self.canary / name).write_text("canary\n")
+        (self.canary / "scratch").chmod(0o666)
         self.abstract = f"hayflick-escape-{secrets.token_hex(6)}"
         self._sockets = [self._listen(socket.AF_INET, ("127.0.0.1", 0))]
         self._sockets.append(self._listen(socket.AF_UNIX, "\0" + self.abstract))

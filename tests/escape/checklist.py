@@ -76,4 +76,9 @@ CHECKLIST: dict[int, str] = {
     68: "is dead, with all its family, when the kill switch answers, by a receipt that proves it",
     69: "reads, alters and forges no record, nor floods it",
     70: "signals through the machine's load at a rate that we measured (no promise)",
+    # What whoever read the source thought of
+    71: "uses up nothing that the host counts as its own, or counts for nobody",
+    72: "neither ends nor stops its init",
+    73: "changes no file of the host by memory or descriptors that it shares with it",
+    74: "wears its node down by nothing that it says to it",
 }

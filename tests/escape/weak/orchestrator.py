@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hayflick_sandbox import cgroups, zygote_client
+from hayflick_sandbox import cgroups, frames, zygote_client
 
 if TYPE_CHECKING:
     from hayflick_sandbox.messages import Finding
@@ -125,18 +125,27 @@ def weaken_services() -> None:
 
 
 def weaken_budgets() -> None:
-    """Spend what is spent already."""
-    from hayflick_orchestrator import tripwires
+    """Spend what is spent already, and count nothing."""
+    from hayflick_orchestrator import attempts, tripwires
     from hayflick_orchestrator.denials import Budget
 
-    real_take = Budget.take
+    real_take, real_count = Budget.take, frames._require_few_values
+    spent = {
+        "tell-every-denial": tripwires.EVENTS_AT_ONCE,
+        "refuse-without-pause": attempts.REFUSALS_AT_ONCE,
+    }
 
     def take(self: Budget, now: float) -> bool:
-        return real_take(self, now) or (
-            "tell-every-denial" in words() and self._most == tripwires.EVENTS_AT_ONCE
+        return real_take(self, now) or any(
+            word in words() and self._most == most for word, most in spent.items()
         )
 
+    def count(head: bytes) -> None:
+        if "parse-anything" not in words():
+            real_count(head)
+
     Budget.take = take  # type: ignore[method-assign]
+    frames._require_few_values = count
 
 
 def blind() -> None:

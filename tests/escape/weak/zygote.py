@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 HELD_FD = 200
 SHARED = "/workspace"  # in the template, where no step needs it
+WRITABLE = "/dev/shm"  # as this is
 OWNED = "/proc"  # empty in the template, for each sandbox has one of its own
 SYS = "/sys/fs/cgroup"
 # Until the child has set its death signal; before, the end of a thread means nothing to it.
@@ -181,16 +182,16 @@ class LooseDev(Stand):
 
 
 class Owned(Stand):
-    """A path of the host as it is, owners and devices and all, but read-only."""
+    """A path of the host as it is, owners and devices and all."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, place: str) -> None:
+        self._path, self._place = path, place
 
     def apply(self) -> None:
         """Do it."""
         target = f"{template.NEW_ROOT}{self._path}"
         os.makedirs(target, mode=0o755, exist_ok=True)
-        syscalls.mount(OWNED, target, None, syscalls.MS_BIND)
+        syscalls.mount(self._place, target, None, syscalls.MS_BIND)
 
 
 def _gone(_: Any) -> list[steps.Step]:
@@ -224,6 +225,7 @@ STANDS: dict[str, tuple[type, Callable[[Any], list[Any]]]] = {
 OTHERS = {
     *(
         "canary-readable",
+        "canary-writable",
         "canary-owned",
         "show-sys",
         "one-uid",
@@ -242,6 +244,8 @@ OTHERS = {
         "no-narrowing",
         "proxy-lists-loopback",
         "tell-every-denial",
+        "refuse-without-pause",
+        "parse-anything",
         "no-bounds",
         "no-output-limit",
         "keep-sent-descriptors",
@@ -313,10 +317,10 @@ class Weak:
             if word not in self._words
         }
         plan = [one for one in plan if getattr(one, "path", None) not in hidden]
-        if "canary-owned" in self._words:
-            plan = [
-                Owned(self._canary) if getattr(one, "path", None) == self._canary else one for one in plan
-            ]
+        if self._words & {"canary-owned", "canary-writable"}:
+            place = OWNED if "canary-owned" in self._words else WRITABLE
+            owned = Owned(self._canary, place)
+            plan = [owned if getattr(one, "path", None) == self._canary else one for one in plan]
         for word in self._words & set(STANDS):
             kind, stand = STANDS[word]
             plan = [new for one in plan for new in (stand(one) if isinstance(one, kind) else [one])]
@@ -378,7 +382,7 @@ class Weak:
     def build(self, inside: template.Template, *, idmapped: bool) -> None:
         """Build the template, with a directory to share in it."""
         whole = os.open(self._canary, os.O_PATH)
-        canary = syscalls.open_tree(whole, syscalls.OPEN_TREE_CLONE)
+        canary, writable = (syscalls.open_tree(whole, syscalls.OPEN_TREE_CLONE) for _ in range(2))
         template._show = self.show
         self._build(inside, idmapped=idmapped)
         # What is shared between weak workers is the zygote's own, never the host's.
@@ -387,8 +391,10 @@ class Weak:
         syscalls.move_mount(canary, OWNED)
         flags = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID
         syscalls.mount_setattr(OWNED, flags, recursive=False)
-        os.close(canary)
-        os.close(whole)
+        syscalls.move_mount(writable, WRITABLE)
+        syscalls.mount_setattr(WRITABLE, syscalls.MOUNT_ATTR_NOSUID, recursive=False)
+        for descriptor in (canary, writable, whole):
+            os.close(descriptor)
 
     def leave(self, server: zygote.Zygote) -> None:
         """End what runs, or forget to."""

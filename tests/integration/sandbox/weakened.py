@@ -156,7 +156,7 @@ WEAKENINGS: dict[str, tuple[Weaken, frozenset[str]]] = {
         ("no-rlimits", without("LimitResources"), "rlimits no-core"),
         (
             "watches",
-            instead("ForbidUserNamespaces", lambda: os.mkdir(f"{NEW_ROOT}/proc", 0o555)),
+            instead("ForbidUserNamespaces", lambda: Path(f"{NEW_ROOT}/proc").mkdir(0o555)),
             "no-watches",
         ),
         ("same-session", without("LeaveSession"), "session umask"),
