@@ -33,9 +33,9 @@ class Nursery:
         """Yield an empty nursery."""
         tree = Tree.create(f"bench-{os.getpid()}")
         try:
-            require(probe(tree), ())
+            degraded = require(probe(tree), ())
             uids = UidRange.claim()
-            zygote = Zygote.start(tree=tree)
+            zygote = Zygote.start(tree=tree, degraded=degraded)
             try:
                 yield cls(tree, uids, zygote)
             finally:

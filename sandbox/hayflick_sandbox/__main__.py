@@ -14,7 +14,7 @@ from hayflick_sandbox.controllers import io_layer
 from hayflick_sandbox.doctor import examine, grade
 from hayflick_sandbox.identities import IdentitiesExhausted
 from hayflick_sandbox.policy import MIB, Limits, Policy
-from hayflick_sandbox.probe import LimitNotEnforceable, probe, require
+from hayflick_sandbox.probe import GRADED, LimitNotEnforceable, probe, require
 from hayflick_sandbox.session import SandboxFailed, Session
 from hayflick_sandbox.zygote_client import ZygoteDied
 
@@ -64,7 +64,7 @@ def _examine(policy: Policy, allowed: list[str], *, doctor: bool) -> int:
         with contextlib.closing(Tree.create(f"probe-{os.getpid()}-{secrets.token_hex(4)}")) as tree:
             print(f"  beside the layers: {io_layer(tree).detail}")
         print(explain.grades(*grade(layers)))
-        return 0 if all(layer.enforced for layer in layers) else 1
+        return 0 if all(layer.enforced or layer.name in GRADED for layer in layers) else 1
     tree = Tree.create(f"probe-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         layers = probe(tree)

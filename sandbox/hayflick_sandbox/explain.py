@@ -9,7 +9,7 @@ from hayflick_sandbox import seccomp, steps
 from hayflick_sandbox.identities import FIRST_UID
 from hayflick_sandbox.layer import Layer
 from hayflick_sandbox.policy import Policy
-from hayflick_sandbox.probe import INDISPENSABLE
+from hayflick_sandbox.probe import GRADED, INDISPENSABLE
 from hayflick_sandbox.template import readable_paths
 
 _BIRTH = (
@@ -86,7 +86,9 @@ def table(layers: tuple[Layer, ...]) -> Iterator[str]:
         yield f"{layer.name:<{width}}  {mark}  {layer.detail}"
         if layer.remedy:
             yield f"{'':<{width}}            → {layer.remedy}"
-        if not layer.enforced and layer.name not in INDISPENSABLE:
+        if not layer.enforced and layer.name in GRADED:
+            yield f"{'':<{width}}            workers run without it, and their grade says so"
+        elif not layer.enforced and layer.name not in INDISPENSABLE:
             yield f"{'':<{width}}            or do without: --allow-degraded {layer.name}"
 
 

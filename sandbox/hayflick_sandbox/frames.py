@@ -14,6 +14,9 @@ from typing import Any, NoReturn
 
 MAX_FRAME_BYTES = 24 * 1024 * 1024
 MAX_HEADER_BYTES = MAX_FRAME_BYTES
+# A value of two bytes costs its reader a hundred and more, and each one time. What is
+# large in an honest header is a few long strings.
+MAX_HEADER_VALUES = 65_536
 _LENGTH = struct.Struct(">I")
 _PREFIX_BYTES = 2 * _LENGTH.size
 
@@ -52,6 +55,11 @@ class Decoder:
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self._limit = max_frame_bytes
         self._buffer = bytearray()
+
+    @property
+    def pending_bytes(self) -> int:
+        """How much of a frame is here that is not whole yet."""
+        return len(self._buffer)
 
     def feed(self, data: bytes) -> list[tuple[Header, bytes]]:
         """Take *data*; return the frames it completed.
@@ -115,9 +123,27 @@ def _checked_total(buffer: bytes | bytearray, limit: int) -> int:
     return int(total)
 
 
+def _require_few_values(head: bytes) -> None:
+    """Refuse a header with too many values before anything is made of it.
+
+    JSON has backslashes in strings alone, so without them and what they quote every
+    other part between quotation marks is outside of strings.
+    """
+    if len(head) <= MAX_HEADER_VALUES:
+        return
+    bare = head.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # As many strings as values, and as many names: bounded first, for each part is an object too.
+    if bare.count(b'"') <= 4 * MAX_HEADER_VALUES:
+        outside = b"".join(bare.split(b'"')[::2])
+        if sum(map(outside.count, (b",", b"[", b"{"))) <= MAX_HEADER_VALUES:
+            return
+    raise FrameError(f"the header has more than {MAX_HEADER_VALUES} values")
+
+
 def _parse(frame: bytes) -> tuple[Header, bytes]:
     (length,) = _LENGTH.unpack_from(frame)
     end = _LENGTH.size + length
+    _require_few_values(frame[_LENGTH.size : end])
     try:
         header = _DECODER.decode(frame[_LENGTH.size : end].decode())
     except (ValueError, RecursionError):

@@ -10,6 +10,9 @@ from hayflick_sandbox.template import NEW_ROOT, RESOLV_OUTSIDE
 
 # Kernel memory of a tmpfs is bounded by its inodes as well as its bytes.
 BYTES_PER_INODE = 4_096
+# namespaces(7), "The /proc/sys/user directory".
+INOTIFY = "max_inotify_instances"
+ZEROED = ("max_user_namespaces", INOTIFY)
 _NO_EXECUTABLES_FROM_OUTSIDE = syscalls.MS_NOSUID | syscalls.MS_NODEV
 
 
@@ -39,13 +42,15 @@ class FreshRoot:
 
 @dataclass(frozen=True, slots=True)
 class ShowReadOnly:
-    """Bind one path of the template, whose read-only flag is locked."""
+    """Bind one path of the template, whose flags and whose map of owners are locked."""
 
     path: str
+    idmapped: bool = False
 
     def describe(self) -> str:
         """Say it."""
-        return f"show {self.path}, read-only"
+        nobody = ", with no owner, so that no socket and no pipe there can be written to"
+        return f"show {self.path}, read-only{nobody if self.idmapped else ''}"
 
     def apply(self) -> None:
         """Do it."""
@@ -119,7 +124,11 @@ class UseResolver:
 
 @dataclass(frozen=True, slots=True)
 class ForbidUserNamespaces:
-    """Let the kernel itself refuse nested user namespaces.
+    """Let the kernel itself refuse nested user namespaces, and watches on files.
+
+    Both are counted for whoever made the worker's user namespace too, which is root or the
+    operator (kernel/ucount.c), and of inotify instances that user has 128 by default
+    for all that it runs: a few workers would leave the host none.
 
     By a /proc of its own: in one that all sandboxes share, each user namespace
     leaves an entry of the same name, and finding one's own takes longer the
@@ -130,17 +139,22 @@ class ForbidUserNamespaces:
 
     def describe(self) -> str:
         """Say it."""
-        return "set user.max_user_namespaces to 0 in the worker's user namespace"
+        names = " and ".join(f"user.{name}" for name in ZEROED)
+        return f"set {names} to 0 in the worker's user namespace"
 
     def apply(self) -> None:
         """Do it."""
         os.mkdir(f"{NEW_ROOT}/proc", 0o555)  # for the one that stays
         syscalls.mount("proc", "/proc", "proc", _NO_EXECUTABLES_FROM_OUTSIDE | syscalls.MS_NOEXEC)
-        descriptor = os.open("/proc/sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, b"0")
-        finally:
-            os.close(descriptor)
+        for name in ZEROED:
+            path = f"/proc/sys/user/{name}"
+            if name == INOTIFY and not os.path.exists(path):
+                continue  # a kernel without inotify, which the self-probe looks at too
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(descriptor, b"0")
+            finally:
+                os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """What this machine can enforce, found out by trying, and what to do about the rest.
 
 A layer that is missing is refused, unless the operator let it go by name; some
-of them cannot be let go, because without them there is no sandbox.
+of them cannot be let go, because without them there is no sandbox, and one that
+most machines cannot have to the full is told and costs the grade alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,17 @@ import os
 import re
 from collections.abc import Iterable
 
-from hayflick_sandbox import controllers, landlock, notifications, refusals, subordinate, syscalls, trial
+from hayflick_sandbox import (
+    controllers,
+    idmaps,
+    landlock,
+    notifications,
+    refusals,
+    subordinate,
+    syscalls,
+    template,
+    trial,
+)
 from hayflick_sandbox.cgroups import Tree
 from hayflick_sandbox.environment import Facts
 from hayflick_sandbox.identities import BLOCK_UIDS, BLOCKS, FIRST_UID
@@ -20,6 +31,9 @@ from hayflick_sandbox.layer import Layer, LimitNotEnforceable
 # cgroup.kill came last of what we need (5.14).
 MINIMUM_KERNEL = (5, 14)
 INDISPENSABLE = frozenset({"kernel", "namespaces", "seccomp", "launch"})
+
+# It doubles what the mounts hide; where it cannot be had, that stands alone and the grade says so.
+GRADED = frozenset({"idmapped-mounts"})
 
 
 def probe(tree: Tree, facts: Facts | None = None) -> tuple[Layer, ...]:
@@ -48,11 +62,12 @@ def probe(tree: Tree, facts: Facts | None = None) -> tuple[Layer, ...]:
         judge_seccomp(facts),
         judge_tripwire(notifications.try_listener()),
         judge_landlock(*_landlock_abi(), facts),
+        judge_idmaps(*idmaps.try_each(template.readable_paths().shown), facts),
     )
 
 
 def require(layers: Iterable[Layer], allow_degraded: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of the layers that are missing and were let go.
+    """Return the names of the layers that are missing and were let go, or cost the grade alone.
 
     Raises:
         LimitNotEnforceable: a missing layer was not let go, or cannot be.
@@ -70,7 +85,7 @@ def require(layers: Iterable[Layer], allow_degraded: Iterable[str]) -> tuple[str
             raise ValueError(f"allow_degraded: there is no sandbox without {name!r}")
     missing = [layer for layer in layers if not layer.enforced]
     for layer in missing:
-        if layer.name not in allowed:
+        if layer.name not in allowed | GRADED:
             raise LimitNotEnforceable(layer)
     return tuple(layer.name for layer in missing)
 
@@ -185,6 +200,28 @@ def judge_landlock(version: int, number: int, facts: Facts) -> Layer:
     return Layer("landlock", False, detail, remedy)
 
 
+def judge_idmaps(path: str, number: int, facts: Facts) -> Layer:
+    """Return the layer "idmapped-mounts".
+
+    Args:
+        path: The first that workers shall see and that cannot be mounted so; "" for none or for all.
+        number: The errno, or 0.
+        facts: What surrounds us.
+    """
+    if number == 0:
+        return Layer("idmapped-mounts", True, "nobody owns what workers see, so no socket there answers them")
+    without = "only its name keeps a socket of the host below what workers see from them"
+    if not facts.root or number == errno.EPERM:
+        why = "mounts that map no owner take root in the initial user namespace"
+        return Layer("idmapped-mounts", False, f"{why}; {without}", "run as root, outside a user namespace")
+    if number == errno.EINVAL and path:
+        why = f"the file system of {path} cannot be mounted with a map of owners"
+        remedy = f"put {path} on ext4, xfs or btrfs; or a newer kernel, which can map more of them"
+        return Layer("idmapped-mounts", False, f"{why}; {without}", remedy)
+    why = f"mounts that map no owner are refused{f' at {path}' if path else ''}: {os.strerror(number)}"
+    return Layer("idmapped-mounts", False, f"{why}; {without}", "boot a kernel with CONFIG_USER_NS")
+
+
 def _landlock_abi() -> tuple[int, int]:
     try:
         return syscalls.landlock_abi(), 0
@@ -201,4 +238,4 @@ def _mapped(text: str) -> bool:
     )
 
 
-__all__ = ["INDISPENSABLE", "Layer", "LimitNotEnforceable", "probe", "require"]
+__all__ = ["GRADED", "INDISPENSABLE", "Layer", "LimitNotEnforceable", "probe", "require"]

@@ -164,7 +164,8 @@ class LimitResources:
             resource.RLIMIT_MSGQUEUE: 0,
             resource.RLIMIT_RTPRIO: 0,
             resource.RLIMIT_NICE: 0,
-            resource.RLIMIT_SIGPENDING: 1_024,
+            # Counted for whoever made the user namespace as well, over all workers.
+            resource.RLIMIT_SIGPENDING: 64,
         }
         if self.address_space:
             values[resource.RLIMIT_AS] = limits.memory_bytes

@@ -56,6 +56,7 @@ class Facts:
         environment: What every task's environment begins with.
         variables: The names of variables that may be in it.
         landlock_abi: The kernel's.
+        shown: The paths of the host that it sees.
     """
 
     host_namespaces: Mapping[str, int]
@@ -65,6 +66,7 @@ class Facts:
     environment: Mapping[str, str]
     variables: frozenset[str]
     landlock_abi: int
+    shown: tuple[str, ...] = ()
 
 
 class View:
@@ -253,6 +255,10 @@ def _namespace(kind: str) -> Callable[[View], Answer]:
     return ask
 
 
+def _no_watches(_: View) -> Answer:
+    return _refused(lambda: os.close(syscalls.inotify_init()), errno.EMFILE, errno.ENOSYS)
+
+
 def _first(_: View) -> Answer:
     return os.getpid() == 1, str(os.getpid())
 
@@ -292,6 +298,19 @@ def _mounts_private(view: View) -> Answer:
     # Optional fields: a mount that is shared could send what is mounted here to a peer outside.
     wrong = [mount[4] for mount in view.mounts if "shared:" in mount[6].partition(" - ")[0]]
     return not wrong, " ".join(wrong) or f"{len(view.mounts)} mounts"
+
+
+def _mounts_idmapped(view: View) -> Answer:
+    mapped = {mount[4]: "idmapped" in mount[5].split(",") for mount in view.mounts}
+    # A path that is no mount of its own is a wall whose place nobody knows.
+    wrong = [path for path in view.facts.shown if not mapped.pop(path, False)]
+    below = tuple(f"{path}/" for path in view.facts.shown)
+    wrong += [
+        point
+        for point, held in mapped.items()
+        if not held and point.startswith(below) and point not in WRITABLE_MOUNTS
+    ]
+    return not wrong, " ".join(sorted(wrong)) or f"{len(view.facts.shown)} paths"
 
 
 def _absent(path: str) -> Callable[[View], Answer]:
@@ -420,6 +439,7 @@ CHECKS = (
         Check(f"namespace-{kind}", "namespaces", "C", f"share the host's {kind} namespace", _namespace(kind))
         for kind in NAMESPACES
     ),
+    Check("no-watches", "namespaces", "C", "use up the host's inotify instances", _no_watches),
     Check("first-process", "namespaces", "C", "outlive its init", _first),
     Check("cgroups-hidden", "namespaces", "C", "learn its place in the lineage's tree", _cgroups_hidden),
     Check("hostname", "namespaces", "C", "learn the host's name", _hostname),
@@ -430,6 +450,10 @@ CHECKS = (
     Check("mounts-read-only", "files", "C", "write where it only should read", _mounts_read_only),
     Check("mounts-nosuid", "files", "C", "gain rights by a set-user-id file", _mounts_nosuid),
     Check("mounts-private", "files", "C", "have a mount appear outside", _mounts_private),
+    Check(
+        *("mounts-idmapped", "idmapped-mounts", "A", "call the host by sockets below what it sees"),
+        _mounts_idmapped,
+    ),
     Check("no-sys", "files", "C", "turn the host's knobs by /sys", _absent("/sys")),
     Check("no-proc-sys", "files", "C", "turn the host's knobs by /proc/sys", _absent("/proc/sys")),
     Check("no-template", "files", "C", "reach what sandboxes are cut from", _absent("/.hayflick")),

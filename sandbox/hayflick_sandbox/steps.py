@@ -114,7 +114,8 @@ def plan(
         PrivateDirectory("/tmp", limits.tmp_bytes, "1777"),
         PrivateDirectory("/workspace", limits.workspace_bytes, "700"),
         *(Link(path, target) for path, target in host.template.links),
-        *(ShowReadOnly(path) for path in (*host.template.binds, "/etc", "/dev")),
+        *(ShowReadOnly(path, present({"idmapped-mounts"})) for path in host.template.binds),
+        *(ShowReadOnly(path) for path in ("/etc", "/dev")),
         PrivateDirectory("/dev/shm", limits.tmp_bytes, "1777"),
         # While the new root can still be written to.
         *([OpenWorkerService()] if policy.worker_service else []),
@@ -148,6 +149,7 @@ def facts(policy: Policy, host: Host, environment: Mapping[str, str]) -> Facts:
         environment=environment,
         variables=VARIABLES,
         landlock_abi=landlock.abi(),
+        shown=host.template.shown,
     )
 
 

@@ -34,11 +34,15 @@ MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
 AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
+OPEN_TREE_CLONE = 0x1
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
 MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_IDMAP = 0x100000
 
 # linux/openat2.h
 RESOLVE_NO_XDEV = 0x01
@@ -69,6 +73,8 @@ _AARCH64 = {
 }
 # From 424 on, every architecture has the same numbers.
 _NR = {
+    "open_tree": 428,
+    "move_mount": 429,
     "clone3": 435,
     "close_range": 436,
     "openat2": 437,
@@ -201,6 +207,46 @@ def mount_setattr(path: str, attr_set: int, *, recursive: bool) -> None:
         raise OSError(error.errno, error.strerror, path) from None
 
 
+def mount_setattr_of(tree: int, attr_set: int, *, userns_fd: int = 0) -> None:
+    """Add attributes to the mount *tree* and to all below it.
+
+    Args:
+        tree: A descriptor from :func:`open_tree`.
+        attr_set: What to add.
+        userns_fd: With ``MOUNT_ATTR_IDMAP``, the user namespace whose maps the mount gets.
+    """
+    attributes = _MountAttr(attr_set=attr_set, userns_fd=userns_fd)
+    _syscall(
+        "mount_setattr",
+        ctypes.c_int(tree),
+        ctypes.c_char_p(b""),
+        ctypes.c_uint(AT_EMPTY_PATH | AT_RECURSIVE),
+        ctypes.byref(attributes),
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+    )
+
+
+def open_tree(source: int, flags: int) -> int:
+    """Return a descriptor of the mount at the descriptor *source*, or of a detached copy of it."""
+    all_flags = ctypes.c_uint(flags | AT_EMPTY_PATH | os.O_CLOEXEC)
+    return _syscall("open_tree", ctypes.c_int(source), ctypes.c_char_p(b""), all_flags)
+
+
+def move_mount(tree: int, target: str) -> None:
+    """Attach the detached mount *tree* at *target*."""
+    try:
+        _syscall(
+            "move_mount",
+            ctypes.c_int(tree),
+            ctypes.c_char_p(b""),
+            ctypes.c_int(AT_FDCWD),
+            ctypes.c_char_p(os.fsencode(target)),
+            ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH),
+        )
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, target) from None
+
+
 def pivot_root(new_root: str, put_old: str) -> None:
     """Make *new_root* the root of this mount namespace; the old one goes to *put_old*."""
     _syscall("pivot_root", os.fsencode(new_root), os.fsencode(put_old))
@@ -235,6 +281,14 @@ def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) 
         )
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
+
+
+def inotify_init() -> int:
+    """Return a descriptor, closed on exec, of a new inotify instance."""
+    descriptor = int(_libc.inotify_init1(os.O_CLOEXEC))
+    if descriptor < 0:
+        _fail("inotify_init1")
+    return descriptor
 
 
 def keyctl_join_session_keyring() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hayflick_sandbox import syscalls
+from hayflick_sandbox import idmaps, syscalls
 
 WORKER_UID = 1_000
 WORK = "/.hayflick"
@@ -58,6 +58,11 @@ class Template:
     binds: tuple[str, ...]
     links: tuple[tuple[str, str], ...]
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Every path of the host that is shown, devices apart."""
+        return (*self.binds, *filter(os.path.exists, ETC_BINDS))
+
 
 def readable_paths(extra: Iterable[str] = ()) -> Template:
     """Return what a worker may read: the system's /usr, and this Python with its packages."""
@@ -81,43 +86,45 @@ def readable_paths(extra: Iterable[str] = ()) -> Template:
     return Template(tuple(kept), tuple(links))
 
 
-def build(template: Template) -> None:
+def build(template: Template, *, idmapped: bool) -> None:
     """Build the template and make it this process's root.
 
     The caller must be alone in a new mount namespace, with CAP_SYS_ADMIN over it.
+
+    Args:
+        template: What to show.
+        idmapped: Whether to show it through mounts that map no owner (:mod:`~hayflick_sandbox.idmaps`).
 
     Raises:
         OSError: the kernel refused a step; its path says which.
     """
     syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     # Open first: the stage may cover one of them, and a descriptor still leads there.
-    sources = {
-        path: os.open(path, os.O_PATH | os.O_CLOEXEC)
-        for path in (*template.binds, *filter(os.path.exists, ETC_BINDS), "/proc")
-    }
+    sources = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (*template.shown, "/proc")}
     devices = {name: os.open(f"/dev/{name}", os.O_PATH | os.O_CLOEXEC) for name in DEVICES}
     copies = {path: Path(path).read_bytes() for path in ETC_COPIES if os.path.isfile(path)}
     proc = sources.pop("/proc")
+    owner = idmaps.user_namespace() if idmapped else None
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
     syscalls.mount("hayflick-template", STAGE, "tmpfs", flags, "mode=755,size=16m,nr_inodes=4096")
 
     for path, target in template.links:
         os.symlink(target, STAGE + path)
     for path, source in sources.items():
-        _bind(source, STAGE + path)
+        _show(source, STAGE + path, owner)
+    if owner is not None:
+        os.close(owner)
     _bind(proc, STAGE + HOST_PROC)
     Path(STAGE + NEW_ROOT).mkdir()
     _fill_etc(copies)
     for name, source in devices.items():
-        _bind_file(source, f"{STAGE}/dev/{name}")
+        _bind(source, f"{STAGE}/dev/{name}")
     for name, target in DEVICE_LINKS.items():
         os.symlink(target, f"{STAGE}/dev/{name}")
     Path(f"{STAGE}/dev/shm").mkdir()
     for directory in ("tmp", "workspace", "proc"):
         Path(STAGE, directory).mkdir(exist_ok=True)
 
-    for path in sources:
-        syscalls.mount_setattr(STAGE + path, _SEALED | syscalls.MOUNT_ATTR_NODEV, recursive=True)
     for name in devices:
         # Read-only keeps their inodes' times from being a channel; data still flows.
         flags = _SEALED | syscalls.MOUNT_ATTR_NOEXEC
@@ -142,19 +149,35 @@ def _fill_etc(copies: dict[str, bytes]) -> None:
         target.write_bytes(data)
 
 
+def _show(source: int, target: str, owner: int | None) -> None:
+    """Show what a worker may read, with the maps of the user namespace *owner* if there is one."""
+    attributes = _SEALED | syscalls.MOUNT_ATTR_NODEV
+    if owner is None:
+        _bind(source, target)
+        syscalls.mount_setattr(target, attributes, recursive=True)
+        return
+    _make_mount_point(source, target)
+    try:
+        tree = idmaps.mapped(source, owner, attributes)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.readlink(f"/proc/self/fd/{source}")) from None
+    try:
+        syscalls.move_mount(tree, target)
+    finally:
+        os.close(tree)
+
+
 def _bind(source: int, target: str) -> None:
+    _make_mount_point(source, target)
+    syscalls.mount(f"/proc/self/fd/{source}", target, None, syscalls.MS_BIND | syscalls.MS_REC)
+
+
+def _make_mount_point(source: int, target: str) -> None:
     if os.path.isdir(f"/proc/self/fd/{source}"):
         os.makedirs(target, mode=0o755, exist_ok=True)
-        recursive = syscalls.MS_BIND | syscalls.MS_REC
-        syscalls.mount(f"/proc/self/fd/{source}", target, None, recursive)
     else:
-        _bind_file(source, target)
-
-
-def _bind_file(source: int, target: str) -> None:
-    os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
-    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    syscalls.mount(f"/proc/self/fd/{source}", target, None, syscalls.MS_BIND)
+        os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 __all__ = [

@@ -164,7 +164,7 @@ class Zygote:
                     raise OSError(errno.EPERM, "the orchestrator could not map the subordinate ids")
                 # The user's other groups are no worker's; subgid(5) is what allows to leave them.
                 os.setgroups([])
-        template.build(inside)
+        template.build(inside, idmapped="idmapped-mounts" not in self._setup.degraded)
         return host
 
     def serve(self) -> None:

@@ -156,9 +156,6 @@ class Births:
         tx.record(events.undone("registration", worker.manifest, self._clock()))
 
 
-<<<<<<< HEAD
-def _registered(born: Registered) -> controller_pb2.RegisterWorkerResponse:
-=======
 def _require_wanted(worker: Worker | None, worker_id: str) -> None:
     if worker is not None and worker.live and worker.state is not State.STOPPING:
         return
@@ -174,8 +171,7 @@ def _require_wanted(worker: Worker | None, worker_id: str) -> None:
     )
 
 
-def _registered(born: Registered, *, with_snapshot: bool) -> controller_pb2.RegisterWorkerResponse:
->>>>>>> work/restarts
+def _registered(born: Registered) -> controller_pb2.RegisterWorkerResponse:
     return controller_pb2.RegisterWorkerResponse(
         worker=render.worker(born.worker, with_snapshot=True),
         terms=render_terms.contract_terms(born.policy, born.worker.depth),

@@ -23,7 +23,7 @@ from hayflick_rpc.config import load
 from hayflick_sandbox.cgroups import Tree
 from hayflick_sandbox.doctor import try_launch
 from hayflick_sandbox.identities import IdentitiesExhausted, UidRange, claim_range, parse_range
-from hayflick_sandbox.probe import INDISPENSABLE, Layer, LimitNotEnforceable, probe, require
+from hayflick_sandbox.probe import GRADED, INDISPENSABLE, Layer, LimitNotEnforceable, probe, require
 from hayflick_sandbox.zygote_client import Zygote, ZygoteDied
 
 if TYPE_CHECKING:
@@ -177,8 +177,8 @@ def judge(
         # The service starts all the same, so that GetNode can tell what is missing.
         absent = [layer for layer in layers if not layer.enforced]
         return (
-            tuple(layer for layer in absent if layer.name not in allow_degraded),
-            tuple(layer.name for layer in absent if layer.name in allow_degraded),
+            tuple(layer for layer in absent if layer.name not in {*allow_degraded, *GRADED}),
+            tuple(layer.name for layer in absent if layer.name in {*allow_degraded, *GRADED}),
         )
 
 

@@ -77,20 +77,21 @@ class WorkerCalls:
         request_id = own_request_id(caller, request.request_id)
 
         async def work() -> worker_pb2.ReplicateResponse:
-            await _released(caller)
-            self._launcher.require_open()
-            caller.require_running()
-            manifest = await self._controller.issue(
-                IssueManifestRequest(
-                    request_id=request_id,
-                    contract_id=caller.contract_id,
-                    parent_id=caller.worker_id,
-                    state_snapshot_json=request.state_snapshot_json,
-                    resources=request.resources if request.HasField("resources") else None,
-                    reason=request.reason,
+            async with caller.births.one():
+                await _released(caller)
+                self._launcher.require_open()
+                caller.require_running()
+                manifest = await self._controller.issue(
+                    IssueManifestRequest(
+                        request_id=request_id,
+                        contract_id=caller.contract_id,
+                        parent_id=caller.worker_id,
+                        state_snapshot_json=request.state_snapshot_json,
+                        resources=request.resources if request.HasField("resources") else None,
+                        reason=request.reason,
+                    )
                 )
-            )
-            child = await self._launcher.launch(manifest)
+                child = await self._launcher.launch(manifest)
             self._on_launch()
             return worker_pb2.ReplicateResponse(worker=child.message())
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import socket
 
 READ_BYTES = 256 * 1024
+# A frame of which more is here counts as large. Of each worker one large frame is taken
+# at a time: what it has half sent, in however many tasks, fills no memory of ours.
+LARGE_FRAME_BYTES = 1024 * 1024
 # What a result may hold; the rest of a frame is room for its header.
 MAX_VALUE_BYTES = 16 * 1024 * 1024
 MAX_TYPE_CHARS = 256
@@ -55,17 +58,31 @@ class Raised:
 class ControlStream:
     """The orchestrator's end of one task's control stream.
 
+    Args:
+        sock: Ours from now on.
+        dispatch: What answers calls; without it there are none.
+        gate: Shut while the worker is quarantined.
+        large: Held while a large frame comes in; one for all tasks of a worker.
+
     Attributes:
         value: The result as JSON text, once it came.
         raised: The exception, once it came.
     """
 
-    def __init__(self, sock: socket.socket, dispatch: Dispatch | None, gate: Gate | None = None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        dispatch: Dispatch | None,
+        gate: Gate | None = None,
+        large: asyncio.Lock | None = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._sock.setblocking(False)
         self._dispatch = dispatch
         self._gate = gate or Gate()
+        self._large = large or asyncio.Lock()
+        self._holds_large = False
         self._decoder = frames.Decoder(frames.MAX_FRAME_BYTES)
         self._writing = asyncio.Lock()
         self._room = asyncio.Semaphore(MAX_CALLS_AT_ONCE)
@@ -90,15 +107,25 @@ class ControlStream:
                 await self._gate.passage()
                 for header, body in self._decoder.feed(data):
                     await self._gate.passage()
+                    self._end_large()
                     await self._take(header, body)
+                if self._decoder.pending_bytes > LARGE_FRAME_BYTES and not self._holds_large:
+                    await self._large.acquire()
+                    self._holds_large = True
         except frames.FrameError as error:
             raise Violation(str(error)) from error
         except OSError:
             return  # the task is gone; how, its init tells
         finally:
+            self._end_large()
             for call in self._calls:
                 call.cancel()
             await asyncio.gather(*self._calls, return_exceptions=True)
+
+    def _end_large(self) -> None:
+        if self._holds_large:
+            self._holds_large = False
+            self._large.release()
 
     async def _send(self, header: Json, body: bytes = b"") -> None:
         frame = frames.encode(header, body)
@@ -161,7 +188,7 @@ class ControlStream:
             except Exception as error:
                 error_id = secrets.token_hex(8)
                 log.error(  # noqa: TRY400 -- with its traceback, as exc_info
-                    "call of %s by a worker failed, error_id %s", method[:64], error_id, exc_info=error
+                    "call of %r by a worker failed, error_id %s", method[:64], error_id, exc_info=error
                 )
                 reply = _refusal(
                     number,

@@ -34,6 +34,10 @@ class Budget:
         self._left -= 1
         return True
 
+    def give(self) -> None:
+        """Take one back that was not used up after all."""
+        self._left = min(self._most, self._left + 1)
+
     def wait_seconds(self, now: float) -> float:
         """Return how long it takes until there is one."""
         self._fill(now)

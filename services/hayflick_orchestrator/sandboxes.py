@@ -120,6 +120,7 @@ class Sandbox:
         last_beat_monotonic: When its init was last heard.
         last_beat_time: The same by the wall clock.
         gate: Shut while it is quarantined; its channels are not read then.
+        large_frames: Held while one of its tasks sends a large frame.
         transcript: The last output of its tasks.
         peeks: By task, what shows output that waits to be read.
     """
@@ -151,6 +152,7 @@ class Sandbox:
         self.idle = asyncio.Event()
         self.idle.set()
         self.gate = Gate(self._listen)
+        self.large_frames = asyncio.Lock()
         self.transcript = Transcript()
         self.peeks: dict[str, Callable[[], dict[str, bytes]]] = {}
         self._heard_out = False

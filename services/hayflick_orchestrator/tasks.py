@@ -157,7 +157,9 @@ class TaskRun:
             descriptors = [pipe.write_descriptor for pipe in self._pipes]
             if spec.kind == "call":
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-                self._control = ControlStream(ours, self._dispatch, self._sandbox.gate)
+                self._control = ControlStream(
+                    ours, self._dispatch, self._sandbox.gate, self._sandbox.large_frames
+                )
                 descriptors.append(theirs.fileno())
             order = RunTask(self.task_id, spec.kind, spec.entry, spec.argv, dict(spec.environment))
             ticket = self._sandbox.begin(order, descriptors)

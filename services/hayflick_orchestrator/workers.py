@@ -15,6 +15,7 @@ from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick.v1.orchestrator_pb2 import Sandbox as SandboxMessage
 from hayflick.v1.resources_pb2 import Attestation, EndReason, Exit, Manifest, NetworkPolicy, State, Usage
 from hayflick.v1.resources_pb2 import Worker as WorkerMessage
+from hayflick_orchestrator.attempts import Attempts
 from hayflick_orchestrator.lifecycle import Ask, Life
 from hayflick_rpc import wire
 from hayflick_rpc.clock import boot_seconds
@@ -101,6 +102,7 @@ class Worker:
         told_by_result: Whether the result of an order tells the controller of its end.
         doors: Its ways out, by name; closed when it is dead.
         expire_boot: When its life is over, by :func:`~hayflick_rpc.clock.boot_seconds`.
+        births: Its attempts to replicate.
     """
 
     record: WorkerMessage
@@ -117,6 +119,7 @@ class Worker:
     thawed_monotonic: float = 0.0
     told_by_result: bool = False
     doors: dict[str, Door] = field(default_factory=dict)
+    births: Attempts = field(default_factory=Attempts)
     attestation_told: bool = False
     heard_monotonic: float = 0.0
     read_monotonic: float | None = None

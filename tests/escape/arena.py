@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 from hayflick.v1 import orchestrator_pb2 as opb
 from hayflick.v1.resources_pb2 import NetworkPolicy
+from hayflick_cli.log_source import load_key, open_source
+from hayflick_tlog.verify import verify_log
 
 WEAK = Path(__file__).with_name("weak")
 TURNED = Path(__file__).parents[1] / "integration/yes_controller.py"
@@ -46,14 +49,22 @@ class Grounds:
         self.directory = directory
         self.canary = directory / "canary"
         self.canary.mkdir(mode=0o755)
-        for name in ("secret", "journal"):
+        for name in ("secret", "journal", "scratch"):
             (self.canary / name).write_text("canary\n")
+        (self.canary / "scratch").chmod(0o666)
         self.abstract = f"hayflick-escape-{secrets.token_hex(6)}"
         self._sockets = [self._listen(socket.AF_INET, ("127.0.0.1", 0))]
         self._sockets.append(self._listen(socket.AF_UNIX, "\0" + self.abstract))
         path = str(self.canary / "open.sock")
         self._sockets.append(self._listen(socket.AF_UNIX, path))
         Path(path).chmod(0o777)
+        os.mkfifo(self.canary / "pipe")
+        (self.canary / "pipe").chmod(0o666)
+        # Whoever opens it for writing finds a reader.
+        self._reader = os.open(self.canary / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        if os.geteuid() == 0:
+            os.mknod(self.canary / "null", stat.S_IFCHR, os.makedev(1, 3))
+            (self.canary / "null").chmod(0o666)
 
     @staticmethod
     def _listen(family: int, address: Any) -> socket.socket:
@@ -81,6 +92,7 @@ class Grounds:
             "cores_are_piped": Path("/proc/sys/kernel/core_pattern").read_text().startswith("|"),
             "directory": str(self.directory),
             "secrets": [*(f"{self.directory}/{name}" for name in services), f"{canary}/secret"],
+            "special_files": f"{self.directory}/canary",
             "sockets": [*(f"{self.directory}/{name}.sock" for name in services), f"{canary}/open.sock"],
             "records": [f"{self.directory}/logger", f"{canary}/journal"],
             "tcp_port": self._sockets[0].getsockname()[1],
@@ -93,6 +105,7 @@ class Grounds:
 
     def close(self) -> None:
         """Stop listening."""
+        os.close(self._reader)
         for sock in self._sockets:
             sock.close()
 
@@ -323,6 +336,40 @@ class Arena:
         request = opb.GetFileRequest(worker_id=worker.worker_id, path=path)
         return b"".join(one.data for one in self.stack.orchestrator.GetFile(request))
 
+    @property
+    def kills(self) -> bool:
+        """Whether this node can kill a control group."""
+        layers = self.stack.orchestrator.GetNode(opb.GetNodeRequest()).layers
+        return any(layer.name == "kill" and layer.enforced for layer in layers)
+
+    def log_with(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Return every event of the record, with its source, once one is *wanted*.
+
+        Read as a stranger would, from the log's files and by its public key: a log that
+        is not the one that was signed fails the test.
+        """
+
+        def read() -> list[dict[str, Any]] | None:
+            events: list[dict[str, Any]] = []
+
+            def take(_: int, entry: bytes) -> None:
+                parsed = json.loads(entry)
+                events.append({"details": {}, **parsed["event"], "source": parsed["source"]})
+
+            directory = self.stack.directory / "logger"
+            key = load_key(str(directory / "log.pub"))
+            with open_source(str(directory)) as source:
+                try:
+                    finding = verify_log(source.read, source.checkpoint, key, on_entry=take)
+                except FileNotFoundError:
+                    return None  # a partial tile that has grown since the checkpoint was read
+            if not finding.intact:
+                return None  # read while it was written; if it stays so, time runs out
+            return events if any(map(wanted, events)) else None
+
+        found: list[dict[str, Any]] = until(read)
+        return found
+
     # Processes of ours on the host, by the name that their worker gave them
 
     def nonce(self) -> str:
@@ -460,7 +507,7 @@ def group(rows: Sequence[Row], *, weakened: bool) -> dict[tuple[Any, ...], list[
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row.where == "inside":
-            words = tuple(sorted(row.weakened_by)) if weakened else ()
+            words = tuple(sorted(row.weakened_by if weakened else row.faults))
             key = (words, json.dumps(row.resources, sort_keys=True), row.first is not None)
             groups.setdefault(key, []).append(row)
     return groups

@@ -25,7 +25,7 @@ CHECKLIST: dict[int, str] = {
     14: "has the six harmless devices and no other",
     16: "plants no link that has a collector of its files read or write the host",
     18: "shares neither /tmp nor /dev/shm with another worker",
-    19: "mounts nothing that the host would see",
+    19: "mounts nothing, and has no mount by which the host would see it",
     20: "starts inside its root and cannot write what it was started from",
     # /proc, /sys and the kernel's knobs
     21: "opens no kernel setting for writing",
@@ -51,7 +51,7 @@ CHECKLIST: dict[int, str] = {
     # Network and IPC
     45: "reaches no port of the host's loopback",
     46: "reaches no abstract socket of the host",
-    47: "reaches no socket in the host's file system",
+    47: "reaches no socket, pipe or device in the host's file system",
     48: "reaches no metadata address and no resolver",
     49: "gets past the allow-list proxy by no spelling of a name",
     50: "hands a descriptor to nobody, neither its orchestrator nor another worker",
@@ -73,7 +73,12 @@ CHECKLIST: dict[int, str] = {
     65: "does not start when a layer is missing",
     66: "gives a child no more than it has itself",
     67: "exceeds its contract nowhere, also when the controller says yes to everything",
-    68: "is dead, with all its family, when the kill switch answers",
-    69: "reads, alters and forges no record",
+    68: "is dead, with all its family, when the kill switch answers, by a receipt that proves it",
+    69: "reads, alters and forges no record, nor floods it",
     70: "signals through the machine's load at a rate that we measured (no promise)",
+    # What whoever read the source thought of
+    71: "uses up nothing that the host counts as its own, or counts for nobody",
+    72: "neither ends nor stops its init",
+    73: "changes no file of the host by memory or descriptors that it shares with it",
+    74: "wears its node down by nothing that it says to it",
 }

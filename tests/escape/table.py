@@ -27,11 +27,11 @@ class Row:
         first: Runs in another worker before; its answer is ``facts["first"]``.
         resources: What the manifest asks for beside the arena's own.
         needs: Layers without which the row says "degraded" instead of passing.
-        weakening_needs: Layers without which the kernel itself keeps the wall up.
         host: Names of facts of the host, in host.py, that must not change.
         where: Where ``attack`` runs.
         faults: Words in force also when the wall must hold: what it must cope with.
         informational: Whether it measures, and promises nothing.
+        hole: A pattern that what it saw must match when the wall is gone.
         limits_of_it: What the row does not show, said in the report.
     """
 
@@ -42,11 +42,11 @@ class Row:
     first: Inside | None = None
     resources: dict[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
-    weakening_needs: tuple[str, ...] = ()
     host: tuple[str, ...] = ()
     where: Literal["inside", "outside"] = "inside"
     faults: tuple[str, ...] = ()
     informational: bool = False
+    hole: str = ""
     limits_of_it: str = ""
 
     @property

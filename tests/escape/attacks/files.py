@@ -142,7 +142,7 @@ def find_the_note(facts: Facts) -> Verdict:
 
 
 def mount_for_the_host(facts: Facts) -> Verdict:
-    """Mount something shared, so that the host's mount table shows it."""
+    """Mount something, or find a mount by which the host and it would see one another's."""
 
     def mount() -> str:
         # MS_REC | MS_SHARED on the root, then a file system with a name to look for.
@@ -153,8 +153,13 @@ def mount_for_the_host(facts: Facts) -> Verdict:
                 assert facts["nonce"] in file.read()
         return answer
 
+    with open("/proc/self/mountinfo") as file:
+        # Optional fields, up to the dash: what is shared has peers, what is a slave a master.
+        shared = [line.split()[4] for line in file if line.split()[6] != "-"]
     answer = in_child(mount)
-    return verdict(answer == "EPERM", answer)
+    return verdict(
+        answer == "EPERM" and not shared, f"mount: {answer}; mounts that others are told of: {len(shared)}"
+    )
 
 
 def write_what_started_it(facts: Facts) -> Verdict:
@@ -233,10 +238,11 @@ ROWS = [
     Row(
         19,
         mount_for_the_host,
-        ("seccomp", "Landlock", "capabilities"),
-        ("no-seccomp", "keep-capabilities", "no-landlock"),
+        ("seccomp", "Landlock", "capabilities", "private mounts"),
+        ("no-seccomp", "keep-capabilities", "no-landlock", "shared-mounts"),
         host=("mounts",),
-        limits_of_it="weakened, it mounts inside; not being seen outside is the outer wall, which stays",
+        hole=r"mount: ok; mounts that others are told of: [1-9]",
+        limits_of_it="weakened, it mounts what peers are told of; that the host is none is the outer wall",
     ),
     Row(
         20,

@@ -80,8 +80,9 @@ def join_groups(facts: Facts) -> Verdict:
         policy = file.read().strip()
     tries = {"none": attempt(os.setgroups, []), "own": attempt(os.setgroups, [os.getgid()])}
     held = policy == "deny" and set(tries.values()) == {"EPERM"}
-    others = set(os.getgroups()) - {65534} if facts["rootless"] else set(os.getgroups())
-    return verdict(held and not others, f"setgroups {policy}, groups {os.getgroups()}, {summary(tries)}")
+    return verdict(
+        held and not os.getgroups(), f"setgroups {policy}, groups {os.getgroups()}, {summary(tries)}"
+    )
 
 
 def widen_the_filter(facts: Facts) -> Verdict:
@@ -208,8 +209,8 @@ ROWS = [
         join_groups,
         ("user namespace", "seccomp"),
         ("no-seccomp", "keep-capabilities", "setgroups"),
-        # Whoever may map no id but his own must give up setgroups first: user_namespaces(7).
-        weakening_needs=("uid-range",),
+        # Whoever may map no id but his own keeps his groups: user_namespaces(7).
+        needs=("uid-range",),
     ),
     Row(5, widen_the_filter, ("seccomp",), ("no-seccomp",)),
     Row(

@@ -65,24 +65,6 @@ def draw(facts: Facts) -> Verdict:
     return verdict(True, "drawn") | {"drawn": drawn}
 
 
-def reach_records(facts: Facts) -> Verdict:
-    """Open the logger's journal, and connect to the logger."""
-    import errno
-    import socket
-
-    tries = {}
-    for path in facts["records"]:
-        try:
-            os.close(os.open(path, os.O_RDONLY))
-            tries[path] = "ok"
-        except OSError as error:
-            tries[path] = errno.errorcode[error.errno or 0]
-    for path in facts["sockets"]:
-        with socket.socket(socket.AF_UNIX) as sock:
-            tries[path] = errno.errorcode.get(sock.connect_ex(path), "ok")
-    return verdict(set(tries.values()) == {"ENOENT"}, ", ".join(sorted(set(tries.values()))))
-
-
 def call_service(method: str, request: Facts, descriptors: tuple[int, ...] = ()) -> Facts:
     """Call the worker's own service in frames, on the control stream of the task; return the answer."""
     import socket
@@ -375,6 +357,8 @@ def outdo_the_parent(arena: Arena, words: tuple[str, ...]) -> Verdict:
     }
     wishes: dict[str, Any] = {name: value * 2 for name, value in small.items()}
     wishes |= {"open_files_limit": 1_024, "tmp_limit_bytes": 512 * MIB, "network": {"allow_loopback": True}}
+    if "cpu" in os.environ.get("HAYFLICK_ORCHESTRATOR_ALLOW_DEGRADED", "").split(","):
+        del wishes["cpu_millis"]  # nothing of the kernel's tells what it is
     answers: dict[str, str] = {}
     with arena.another(words, turned=True) as other:
         contract = other.stack.contract()
@@ -392,26 +376,6 @@ def outdo_the_parent(arena: Arena, words: tuple[str, ...]) -> Verdict:
     assert set(answers.values()) <= {"EXCEEDS_PARENT", "born"}, answers
     held = set(answers.values()) == {"EXCEEDS_PARENT"} and lives
     return verdict(held, f"{summary(answers)}; one like its parent {'lives' if lives else 'does not'}")
-
-
-def survive_the_kill_switch(arena: Arena, words: tuple[str, ...]) -> Verdict:
-    """Have a family with daemons, and survive its kill switch."""
-    contract, nonce = arena.stack.contract(), arena.nonce()
-    root = arena.launch(words, contract_id=contract)
-    child = arena.launch(words, contract_id=contract, parent_id=root.worker_id)
-    for worker in (root, child):
-        arena.begin(worker, daemon(nonce, 2))
-    there = len(arena.called(nonce, 4))
-    start = time.monotonic()
-    arena.stack.kill(contract_id=contract)
-    milliseconds, left = (time.monotonic() - start) * 1_000, arena.gone(nonce, 0.1)
-    reasons = {arena.stack.end_reason(worker.worker_id) for worker in (root, child)}
-    recorded = all("audit" in arena.stack.events(worker.worker_id) for worker in (root, child))
-    held = there == 4 and not left and reasons == {"KILL_SWITCH"} and recorded
-    return verdict(
-        held,
-        f"{there} daemons before, {len(left)} after; {', '.join(reasons)}; answered in {milliseconds:.0f} ms",
-    )
 
 
 def exceed_the_contract(arena: Arena, words: tuple[str, ...]) -> Verdict:
@@ -576,21 +540,6 @@ ROWS = [
         ("landlock-best-effort",),
         where="outside",
         faults=("landlock-fails",),
-    ),
-    Row(
-        68,
-        survive_the_kill_switch,
-        ("cgroup.kill", "pid namespace"),
-        ALIVE_AFTER_INIT,
-        where="outside",
-        limits_of_it="the record holds the decision and each end; a signed receipt with pids is not made yet",
-    ),
-    Row(
-        69,
-        reach_records,
-        ("mounts",),
-        ("canary-readable",),
-        limits_of_it="the log's own proofs are tested with the logger",
     ),
     Row(
         70,

@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from ..table import Row
-from ..tools import Facts, Verdict, attempt, summary, syscall, verdict
+from ..tools import Facts, Verdict, attempt, opened, summary, syscall, verdict
 
 if TYPE_CHECKING:
     from ..arena import Arena
@@ -52,6 +52,28 @@ def reach_path_sockets(facts: Facts) -> Verdict:
         for path in (*facts["sockets"], "/run/dbus/system_bus_socket", "/var/run/docker.sock")
     }
     return verdict(set(tries.values()) <= {"ENOENT", "EACCES"}, summary(tries))
+
+
+def use_special_files(facts: Facts) -> Verdict:
+    """Use what anybody may use and a shown path holds: a socket, a pipe, and a device of the host."""
+    there = facts["special_files"]
+    directory = os.open(there, os.O_PATH | os.O_DIRECTORY)
+    os.symlink(f"{there}/open.sock", "/tmp/escape-link")
+    tries = {
+        "socket": connected(socket.AF_UNIX, socket.SOCK_STREAM, f"{there}/open.sock"),
+        "by a link": connected(socket.AF_UNIX, socket.SOCK_STREAM, "/tmp/escape-link"),
+        "by a descriptor": connected(
+            socket.AF_UNIX, socket.SOCK_STREAM, f"/proc/self/fd/{directory}/open.sock"
+        ),
+        "pipe": opened(f"{there}/pipe", os.O_WRONLY),
+        "pipe, both ends": opened(f"{there}/pipe", os.O_RDWR),
+    }
+    if not facts["rootless"]:
+        tries["device"] = opened(f"{there}/null", os.O_RDWR)
+    readable = opened(f"{there}/secret", os.O_RDONLY)
+    return verdict(
+        set(tries.values()) == {"EACCES"} and readable == "ok", f"{summary(tries)}; a file: {readable}"
+    )
 
 
 def reach_metadata(facts: Facts) -> Verdict:
@@ -201,7 +223,16 @@ ROWS = [
         resources={"network": {"allow_loopback": True}},
     ),
     Row(46, reach_abstract_socket, ("Landlock scope", "network namespace"), ("host-net", "no-landlock")),
-    Row(47, reach_path_sockets, ("mounts",), ("canary-readable",)),
+    Row(47, reach_path_sockets, ("mounts",), ("canary-readable", "canary-owned")),
+    Row(
+        47,
+        use_special_files,
+        ("id-mapped mounts", "nodev"),
+        ("canary-readable", "canary-owned"),
+        faults=("canary-readable",),
+        needs=("idmapped-mounts",),
+        limits_of_it="a pipe that anybody may read can be read",
+    ),
     Row(48, reach_metadata, ("seccomp", "network namespace"), ("metadata-on-lo", "no-seccomp")),
     Row(51, find_ipc, ("ipc namespace",), ("shared-ipc",), first=make_ipc, host=("ipc",)),
     Row(62, inherit_descriptors, ("close_range at birth", "close_range at each task"), ("keep-descriptors",)),

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hayflick_sandbox import cgroups, zygote_client
+from hayflick_sandbox import cgroups, frames, zygote_client
 
 if TYPE_CHECKING:
     from hayflick_sandbox.messages import Finding
@@ -124,6 +124,30 @@ def weaken_services() -> None:
     TaskRun.__init__ = run  # type: ignore[method-assign]
 
 
+def weaken_budgets() -> None:
+    """Spend what is spent already, and count nothing."""
+    from hayflick_orchestrator import attempts, tripwires
+    from hayflick_orchestrator.denials import Budget
+
+    real_take, real_count = Budget.take, frames._require_few_values
+    spent = {
+        "tell-every-denial": tripwires.EVENTS_AT_ONCE,
+        "refuse-without-pause": attempts.REFUSALS_AT_ONCE,
+    }
+
+    def take(self: Budget, now: float) -> bool:
+        return real_take(self, now) or any(
+            word in words() and self._most == most for word, most in spent.items()
+        )
+
+    def count(head: bytes) -> None:
+        if "parse-anything" not in words():
+            real_count(head)
+
+    Budget.take = take  # type: ignore[method-assign]
+    frames._require_few_values = count
+
+
 def blind() -> None:
     """Take sandboxes without a listener: without a filter there is none."""
     from hayflick_orchestrator.tripwires import Tripwires
@@ -145,6 +169,7 @@ def weaken_zygote() -> None:
     def start(**options: Any) -> zygote_client.Zygote:
         zygote = real(**options)
         weaken_services()
+        weaken_budgets()
         blind()
         return zygote
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 HELD_FD = 200
 SHARED = "/workspace"  # in the template, where no step needs it
+WRITABLE = "/dev/shm"  # as this is
+OWNED = "/proc"  # empty in the template, for each sandbox has one of its own
 SYS = "/sys/fs/cgroup"
 # Until the child has set its death signal; before, the end of a thread means nothing to it.
 LINGER_SECONDS = 0.3
@@ -145,6 +147,14 @@ def _pivot() -> None:
     os.chdir("/")
 
 
+class SharedMounts(Stand):
+    """Every mount has a peer group: whoever copied it would be told of mounts below."""
+
+    def apply(self) -> None:
+        """Do it."""
+        syscalls.mount("none", "/", None, syscalls.MS_REC | 1 << 20)  # MS_SHARED
+
+
 class SharedTmp(Stand):
     """One /tmp for all weak workers, of the zygote's own."""
 
@@ -171,6 +181,19 @@ class LooseDev(Stand):
             syscalls.mount(f"/dev/{source}", f"{dev}/{name}", None, syscalls.MS_BIND)
 
 
+class Owned(Stand):
+    """A path of the host as it is, owners and devices and all."""
+
+    def __init__(self, path: str, place: str) -> None:
+        self._path, self._place = path, place
+
+    def apply(self) -> None:
+        """Do it."""
+        target = f"{template.NEW_ROOT}{self._path}"
+        os.makedirs(target, mode=0o755, exist_ok=True)
+        syscalls.mount(self._place, target, None, syscalls.MS_BIND)
+
+
 def _gone(_: Any) -> list[steps.Step]:
     return []
 
@@ -192,6 +215,7 @@ STANDS: dict[str, tuple[type, Callable[[Any], list[Any]]]] = {
     "full-proc": (mounts.FreshProc, lambda _: [FullProc()]),
     "host-proc": (mounts.FreshProc, lambda _: [HostProc()]),
     "writable-root": (mounts.EnterRoot, lambda _: [WritableRoot()]),
+    "shared-mounts": (process.NameHost, lambda one: [one, SharedMounts()]),
     "outside-cwd": (mounts.EnterRoot, lambda _: [OutsideCwd()]),
     "big-tmp": (mounts.PrivateDirectory, lambda one: [larger(one)]),
     "shared-tmp": (mounts.PrivateDirectory, lambda one: [SharedTmp() if one.path == "/tmp" else one]),
@@ -199,7 +223,17 @@ STANDS: dict[str, tuple[type, Callable[[Any], list[Any]]]] = {
 }
 # What the other words change is beside the plan; the orchestrator's own come last.
 OTHERS = {
-    *("canary-readable", "show-sys", "one-uid", "setgroups", "host-net", "metadata-on-lo", "shared-ipc"),
+    *(
+        "canary-readable",
+        "canary-writable",
+        "canary-owned",
+        "show-sys",
+        "one-uid",
+        "setgroups",
+        "host-net",
+        "metadata-on-lo",
+        "shared-ipc",
+    ),
     *("keep-descriptors", "inherit-environment", "same-luck", "threaded-launch", "follow-links"),
     *(
         "loose-limits",
@@ -209,6 +243,9 @@ OTHERS = {
         "judged",
         "no-narrowing",
         "proxy-lists-loopback",
+        "tell-every-denial",
+        "refuse-without-pause",
+        "parse-anything",
         "no-bounds",
         "no-output-limit",
         "keep-sent-descriptors",
@@ -239,6 +276,7 @@ class Weak:
         os.dup2(os.open(f"{self._canary}/secret", os.O_RDONLY), HELD_FD)
         self._plan, self._launch, self._write = steps.plan, zygote.Zygote._launch, zygote._write
         self._readable_paths, self._build = template.readable_paths, template.build
+        self._show = template._show
         self._enter_fresh, self._environment = networks.Networks.enter_fresh, zygote.environment
         self._close_range, self._namespaces = syscalls.close_range, zygote.NAMESPACES
         self._beneath = transfer._BENEATH
@@ -279,6 +317,10 @@ class Weak:
             if word not in self._words
         }
         plan = [one for one in plan if getattr(one, "path", None) not in hidden]
+        if self._words & {"canary-owned", "canary-writable"}:
+            place = OWNED if "canary-owned" in self._words else WRITABLE
+            owned = Owned(self._canary, place)
+            plan = [owned if getattr(one, "path", None) == self._canary else one for one in plan]
         for word in self._words & set(STANDS):
             kind, stand = STANDS[word]
             plan = [new for one in plan for new in (stand(one) if isinstance(one, kind) else [one])]
@@ -333,12 +375,26 @@ class Weak:
         """Add to the template what two words show; the plan leaves it out otherwise."""
         return self._readable_paths([*extra, self._canary, SYS])
 
-    def build(self, inside: template.Template) -> None:
+    def show(self, source: int, target: str, owner: int | None) -> None:
+        """Show it, what no kernel can map as it is."""
+        self._show(source, target, None if target == f"{template.STAGE}{SYS}" else owner)
+
+    def build(self, inside: template.Template, *, idmapped: bool) -> None:
         """Build the template, with a directory to share in it."""
-        self._build(inside)
+        whole = os.open(self._canary, os.O_PATH)
+        canary, writable = (syscalls.open_tree(whole, syscalls.OPEN_TREE_CLONE) for _ in range(2))
+        template._show = self.show
+        self._build(inside, idmapped=idmapped)
         # What is shared between weak workers is the zygote's own, never the host's.
         syscalls.unshare(syscalls.CLONE_NEWIPC)
         syscalls.mount("shared", SHARED, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=1777,size=1m")
+        syscalls.move_mount(canary, OWNED)
+        flags = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID
+        syscalls.mount_setattr(OWNED, flags, recursive=False)
+        syscalls.move_mount(writable, WRITABLE)
+        syscalls.mount_setattr(WRITABLE, syscalls.MOUNT_ATTR_NOSUID, recursive=False)
+        for descriptor in (canary, writable, whole):
+            os.close(descriptor)
 
     def leave(self, server: zygote.Zygote) -> None:
         """End what runs, or forget to."""

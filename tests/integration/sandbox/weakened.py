@@ -69,8 +69,8 @@ def last(action: Callable[[], object]) -> Weaken:
     return before("FilterSystemCalls", action)
 
 
-def _cover(path: str) -> Callable[[], None]:
-    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+def _cover(path: str, more: int = 0) -> Callable[[], None]:
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | more
     return lambda: syscalls.mount("cover", NEW_ROOT + path, "tmpfs", flags, "mode=755")
 
 
@@ -154,6 +154,11 @@ WEAKENINGS: dict[str, tuple[Weaken, frozenset[str]]] = {
             "not-dumpable init-environment init-memory",
         ),
         ("no-rlimits", without("LimitResources"), "rlimits no-core"),
+        (
+            "watches",
+            instead("ForbidUserNamespaces", lambda: Path(f"{NEW_ROOT}/proc").mkdir(0o555)),
+            "no-watches",
+        ),
         ("same-session", without("LeaveSession"), "session umask"),
         ("cgroups-shown", without("HideCgroups"), "namespace-cgroup cgroups-hidden"),
         ("no-listener", _unheard, "listener"),
@@ -164,7 +169,11 @@ WEAKENINGS: dict[str, tuple[Weaken, frozenset[str]]] = {
         ("one-net", lambda plan: plan, "namespace-net"),
         ("writable-root", instead("EnterRoot", _writable_root), "read-only/ mounts-read-only"),
         ("writable-etc", before("EnterRoot", _cover("/etc")), "read-only/etc mounts-read-only"),
-        ("writable-usr", before("EnterRoot", _cover("/usr")), "read-only/usr mounts-read-only"),
+        (
+            *("writable-usr", before("EnterRoot", _cover("/usr"))),
+            "read-only/usr mounts-read-only mounts-idmapped",
+        ),
+        ("owned", before("EnterRoot", _cover("/usr/share", syscalls.MS_RDONLY)), "mounts-idmapped"),
         ("bare-dev", _bare_dev, "devices read-only/dev mounts-read-only"),
         (
             *(

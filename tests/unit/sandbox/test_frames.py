@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 from itertools import pairwise
@@ -137,3 +138,40 @@ def test_a_cut_frame_is_an_end(kept: int) -> None:
         with theirs:
             theirs.sendall(frames.encode({"type": "result"}, b"x")[:kept])
         assert frames.read_frame(ours) is None
+
+
+MANY = frames.MAX_HEADER_VALUES + 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[[]] * MANY, [1] * MANY, [""] * MANY, [{"": 0}] * MANY, {str(n): 0 for n in range(MANY)}],
+    ids=["lists", "numbers", "strings", "objects", "names"],
+)
+def test_many_values_are_refused_before_they_are_made(value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header of very many small values, which would cost a hundred times its size, is never parsed."""
+    stream = frames.encode({"a": value})
+    monkeypatch.setattr(frames, "_DECODER", None)
+    with pytest.raises(frames.FrameError, match="values"):
+        frames.Decoder().feed(stream)
+
+
+@pytest.mark.parametrize("text", ['[{"', "\\", '\\"', ',\\\\"[', 'é"', "\0"])
+def test_long_strings_are_no_values(text: str) -> None:
+    """What looks like values inside of a string counts for nothing, whatever is quoted there."""
+    header = {text: [text * MANY, text], "n": [1.5, None, {text: []}]}
+    assert frames.Decoder().feed(frames.encode(header, b"body")) == [(header, b"body")]
+
+
+@given(st.text(alphabet='\\"[]{},:a'), st.integers(0, 8))
+def test_values_are_counted_outside_of_strings(text: str, spare: int) -> None:
+    """The count is that of the commas and brackets which the JSON has outside of its strings, to one."""
+    head = json.dumps({text: [text, {text: []}]}).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frames, "MAX_HEADER_VALUES", spare)
+        refused = len(head) > spare and spare < 5  # {, [, a comma, { and [
+        if refused:
+            with pytest.raises(frames.FrameError, match="values"):
+                frames._require_few_values(head)
+        else:
+            frames._require_few_values(head)

@@ -15,7 +15,7 @@ NAMES = [check.name for check in ALL]
 # Those of the probe, and those that every machine has which can hold a sandbox at all.
 LAYERS = {
     *("namespaces", "uid-range", "memory", "cpu", "pids", "kill", "seccomp", "tripwire", "landlock"),
-    *("capabilities", "files", "descriptors", "environment", "process"),
+    *("idmapped-mounts", "capabilities", "files", "descriptors", "environment", "process"),
 }
 some = st.sets(st.sampled_from(NAMES))
 
