@@ -30,6 +30,7 @@ from hayflick_controller.roster import Roster
 from hayflick_controller.store import names
 from hayflick_controller.store.sql import postgres_store, sqlite_store
 from hayflick_controller.watch import Broadcast
+from hayflick_rpc.channel import Dial, connect
 from hayflick_rpc.clock import SteadyClock, boot_name
 
 if TYPE_CHECKING:
@@ -59,8 +60,9 @@ class Controller:
     Use :meth:`start` to make one.
     """
 
-    def __init__(self, config: Config, store: Store, clock: Clock) -> None:
+    def __init__(self, config: Config, store: Store, clock: Clock, dial: Dial = connect) -> None:
         self.config = config
+        self._dial = dial
         self.clock = clock
         self._store = store
         self._roster = Roster()
@@ -79,17 +81,25 @@ class Controller:
         self.registry = Registry(store, self._roster, self._broadcast)
 
     @classmethod
-    async def start(cls, config: Config, clock: Clock | None = None) -> Controller:
+    async def start(
+        cls, config: Config, clock: Clock | None = None, store: Store | None = None, dial: Dial = connect
+    ) -> Controller:
         """Open the database, take up what an earlier start left, and begin to work.
+
+        Args:
+            config: What it is told.
+            clock: The time; by default the one that is kept for this boot of the machine.
+            store: Where its state lives; by default what *config* names.
+            dial: Makes channels to the logger.
 
         Raises:
             OSError: The data directory cannot be made safe.
             HayflickError: The database cannot be opened.
         """
-        store = _store_of(config)
+        store = store or _store_of(config)
         if clock is None:
             clock = await asyncio.to_thread(_clock_of, config)
-        controller = cls(config, store, clock)
+        controller = cls(config, store, clock, dial)
         await controller._open()
         # Started together with its logger, it would refuse its first callers for
         # a moment; without one it serves all the same: reads, denials, kills.
@@ -102,7 +112,7 @@ class Controller:
     async def _open(self) -> None:
         config = self.config
         await self._store.open(self._follow)
-        self._outbox = Outbox(self._store, config.logger)
+        self._outbox = Outbox(self._store, config.logger, self._dial)
         signer = Signer.load(config.data_dir)
         self._decisions = Decisions(self._store, self._outbox, self.clock, config.audit_timeout_seconds)
         self.contracts = Contracts(self._store, self._decisions, self.clock)

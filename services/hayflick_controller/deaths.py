@@ -77,9 +77,10 @@ class Deaths:
             controller_pb2.DeregisterWorkerResponse,
             lambda worker: controller_pb2.DeregisterWorkerResponse(worker=render.worker(worker)),
         )
-        response = await self._decisions.take(request, deregister, form)
-        self._pursuit.kick()  # its descendants elsewhere
-        return response
+        try:
+            return await self._decisions.take(request, deregister, form)
+        finally:  # also when it could not be recorded yet
+            self._pursuit.kick()  # its descendants elsewhere
 
     async def reap(
         self, request: Request, contract_id: str, timeout_us: int
@@ -109,9 +110,11 @@ class Deaths:
             controller_pb2.ReapStaleWorkersResponse,
             lambda ids: controller_pb2.ReapStaleWorkersResponse(worker_ids=ids),
         )
-        response = await self._decisions.take(request, reap, form)
+        try:
+            response = await self._decisions.take(request, reap, form)
+        finally:  # also when it could not be recorded yet
+            self._pursuit.kick()
         departures = self._roster.watch_departures(response.worker_ids)
-        self._pursuit.kick()
         try:
             async with asyncio.timeout(REAP_TIMEOUT_SECONDS):
                 await departures.wait()

@@ -17,6 +17,7 @@ from hayflick.v1 import logger_pb2
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_controller.store.protocol import Commit, Queued, Store, Tx, source_of
 from hayflick_rpc.audit import AuditClient
+from hayflick_rpc.channel import Dial, connect
 from hayflick_rpc.errors import HayflickError
 
 PAGE_EVENTS = 1_000
@@ -35,17 +36,20 @@ class Outbox:
     Args:
         store: Where the events are; open.
         logger_address: The logger's ``unix:`` target.
+        dial: Makes channels to it.
     """
 
-    def __init__(self, store: Store, logger_address: str) -> None:
+    def __init__(self, store: Store, logger_address: str, dial: Dial = connect) -> None:
         self._store = store
         self._address = logger_address
+        self._dial = dial
         self._boot = store.identity.boot
         self._client = AuditClient(
             logger_address,
             store.identity.source,
             on_acknowledged=self._acknowledged,
             max_pending_events=MAX_SUBMITTED_EVENTS + PAGE_EVENTS,
+            dial=dial,
         )
         self._submitted = 0  # sequences of this boot
         self._committed = 0
@@ -197,7 +201,7 @@ class Outbox:
 
     async def _deliver_page(self, page: list[Queued], controller_id: str = "") -> None:
         whose = controller_id or self._store.identity.controller_id
-        client = AuditClient(self._address, source_of(whose, page[0].boot))
+        client = AuditClient(self._address, source_of(whose, page[0].boot), dial=self._dial)
         await client.start()
         try:
             for event in page:

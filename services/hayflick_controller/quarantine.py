@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hayflick.v1 import controller_pb2
@@ -134,7 +135,7 @@ class Quarantine:
         return latch
 
     async def freeze_again(self, link: Link) -> None:
-        """Freeze what is quarantined on a node that has just connected."""
+        """Freeze what is quarantined on a node that has just connected, and record whom it froze."""
 
         def read(tx: Tx) -> list[str]:
             roots = [latch.scope.id for latch in tx.engaged() if latch.scope.kind is ScopeKind.QUARANTINE]
@@ -147,7 +148,10 @@ class Quarantine:
             ]
 
         for worker_id in await self._decisions.record(read):
-            await self._carry(link, worker_id, engaged=True)
+            confirmed, _ = await self._carry(link, worker_id, engaged=True)
+            if confirmed:
+                # Else they would be ended for their silence, which is our own doing.
+                await self._decisions.record(partial(self._write_states, worker_ids=confirmed, engaged=True))
 
     async def _turn(self, request: Request, worker_id: str, reason: str, *, engaged: bool) -> list[str]:
         scope = Scope(ScopeKind.QUARANTINE, worker_id)
@@ -229,12 +233,16 @@ class Quarantine:
     def _write_states(self, tx: Tx, worker_ids: Sequence[str], *, engaged: bool) -> None:
         found = [tx.worker(worker_id) for worker_id in worker_ids]
         workers = [worker for worker in found if worker is not None]
-        if engaged:
+        frozen = _frozen(tx, workers)
+        if engaged:  # unless it was released while the nodes answered
             tx.update_states(
-                [replace(worker, state=State.QUARANTINED) for worker in workers if worker.state in FREEZABLE]
+                [
+                    replace(worker, state=State.QUARANTINED)
+                    for worker in workers
+                    if worker.state in FREEZABLE and worker.worker_id in frozen
+                ]
             )
             return
-        frozen = _frozen(tx, workers)
         tx.update_states(
             [
                 replace(worker, state=_thawed(self._roster.freshen(worker)))
@@ -257,7 +265,7 @@ class Quarantine:
 
 
 def _frozen(tx: Tx, workers: Iterable[Worker]) -> set[str]:
-    """Return those of *workers* that another quarantine still holds."""
+    """Return those of *workers* that some quarantine holds."""
     members = {worker.worker_id: lineage.members(worker.path) for worker in workers}
     scopes = {Scope(ScopeKind.QUARANTINE, member) for path in members.values() for member in path}
     held = {scope.id for scope, latch in tx.latches(scopes).items() if latch.engaged}

@@ -41,7 +41,7 @@ import grpc
 from hayflick.v1 import logger_pb2, logger_pb2_grpc
 from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_rpc import events
-from hayflick_rpc.channel import connect
+from hayflick_rpc.channel import Dial, connect
 from hayflick_rpc.errors import HayflickError
 from hayflick_rpc.status import from_rpc_error
 
@@ -91,6 +91,7 @@ class AuditClient:
             process; an OSError refuses the event.
         max_pending_events: How many events may wait. More are refused.
         max_pending_metrics: How many samples may wait. The oldest give way.
+        dial: Makes the channel to *address*.
     """
 
     def __init__(
@@ -102,8 +103,10 @@ class AuditClient:
         keep: Callable[[int, logger_pb2.Event], None] | None = None,
         max_pending_events: int = 10_000,
         max_pending_metrics: int = 10_000,
+        dial: Dial = connect,
     ) -> None:
         self._address = address
+        self._dial = dial
         self._source = events.require_source(source)
         self._on_acknowledged = on_acknowledged
         self._keep = keep
@@ -306,7 +309,7 @@ class AuditClient:
 
     async def _deliver(self) -> None:
         backoff_seconds = MIN_BACKOFF_SECONDS
-        channel = connect(self._address)
+        channel = self._dial(self._address)
         try:
             while True:
                 refusal = await self._stream(logger_pb2_grpc.LoggerServiceStub(channel))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import grpc
 
 MAX_MESSAGE_BYTES = 24 * 1024 * 1024
@@ -14,6 +16,10 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_http_proxy", 0),
 )
+
+
+Dial = Callable[[str], grpc.aio.Channel]
+"""Makes a channel to the service at an address, as :func:`connect` does."""
 
 
 def connect(address: str) -> grpc.aio.Channel:

@@ -21,7 +21,7 @@ from hayflick_controller.store.driver import Driver, LostTransaction, Spoilt
 from hayflick_controller.store.known import Immutable, Known
 from hayflick_controller.store.outbox import QUEUED
 from hayflick_controller.store.protocol import NO_NEEDS, Commit, Identity, Needs, Queued, Tx
-from hayflick_controller.store.thread import Job, Thread
+from hayflick_controller.store.thread import Job, Run, Thread
 from hayflick_controller.store.transaction import LATER, SqlTx
 from hayflick_rpc.errors import HayflickError
 
@@ -60,11 +60,12 @@ class SqlStore:
 
     Args:
         database: Which one.
+        thread: Makes what runs the transactions.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, thread: Callable[[Run], Thread] = Thread) -> None:
         self._database = database
-        self._thread = Thread(self._run)
+        self._thread = thread(self._run)
         self._connection: Connection | None = None
         self._driver: Driver | None = None
         self._identity: Identity | None = None

@@ -48,6 +48,9 @@ class Job:
     told: Callable[[], None] | None = None
 
 
+Run = Callable[[list[Job]], None]
+
+
 class Thread:
     """One thread that runs batches of jobs, in the order in which they were asked for.
 
@@ -55,7 +58,7 @@ class Thread:
         run: Runs a batch on the thread and fills in what came of each job.
     """
 
-    def __init__(self, run: Callable[[list[Job]], None]) -> None:
+    def __init__(self, run: Run) -> None:
         self._run = run
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -120,10 +123,11 @@ class Thread:
         wanted = [job for job in batch if not job.future.cancelled()]
         if wanted:
             self._run(wanted)
-            loop.call_soon_threadsafe(_deliver, wanted)
+            loop.call_soon_threadsafe(deliver, wanted)
 
 
-def _deliver(batch: list[Job]) -> None:
+def deliver(batch: list[Job]) -> None:
+    """Tell what came of each job to its follower and to whoever waits; on the event loop."""
     for job in batch:
         if job.told is not None:
             try:

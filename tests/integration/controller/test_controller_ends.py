@@ -354,6 +354,29 @@ async def test_a_freeze_that_nobody_confirms(bench: Any, request_id: Any, denied
     assert refusal.reason_name == "QUARANTINED"
 
 
+async def test_a_freeze_by_a_node_that_returns(bench: Any, request_id: Any, denied: Any) -> None:
+    """Who is quarantined while its node is away is frozen when it returns, and not ended for its silence."""
+    contract = await bench.contract()
+    node = await bench.node()
+    root = await bench.born(node, contract.contract_id)
+    await node.beat()
+    await node.hang_up()
+    quarantine = pb.QuarantineWorkerRequest(request_id=request_id(), worker_id=root.worker_id, reason="odd")
+    refusal = await denied(bench.ask(bench.stub.QuarantineWorker(quarantine)))
+    assert refusal.reason_name == "SERVICE_UNAVAILABLE"
+    await node.connect()
+    changes = bench.stub.WatchWorkers(pb.WatchWorkersRequest(contract_id=contract.contract_id))
+    async with asyncio.timeout(10.0):
+        async for change in changes:
+            if change.worker.state == resources_pb2.STATE_QUARANTINED:
+                break
+    changes.cancel()
+    reap = pb.ReapStaleWorkersRequest(
+        request_id=request_id(), contract_id=contract.contract_id, timeout=wire.duration(0)
+    )
+    assert not (await bench.ask(bench.stub.ReapStaleWorkers(reap))).worker_ids
+
+
 async def test_the_silent_are_reaped(bench: Any, request_id: Any) -> None:
     """Workers not heard of for too long are ended as heartbeat_timeout; those that beat live on."""
     contract = await bench.contract()
