@@ -55,10 +55,13 @@ class Part:
         sequence: int,
         immutable: Immutable,
         is_alive: Callable[[str], bool] = lambda _: False,
+        *,
+        turn: int = 0,
     ) -> None:
         self._driver = driver
         self._identity = identity
         self._is_alive = is_alive
+        self._turn = turn
         self.sequence = sequence
         self._immutable = immutable
         self._events: list[Queued] = []

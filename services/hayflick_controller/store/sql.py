@@ -172,7 +172,9 @@ class SqlStore:
         """
         assert self._driver is not None
         self._driver.begin_job()
-        tx = SqlTx(self._driver, self.identity, self._sequence, self._immutable, self._is_alive)
+        assert self._connection is not None
+        turn = self._database.turn(self._connection)
+        tx = SqlTx(self._driver, self.identity, self._sequence, self._immutable, self._is_alive, turn=turn)
         try:
             with self._errors():
                 job.value = job.work(tx)
