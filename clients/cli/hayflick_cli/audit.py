@@ -1,32 +1,42 @@
-"""``hayflick audit``: verify, prove, export and reindex the record."""
+"""``hayflick audit``: verify, judge, prove, export and reindex the record."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from hayflick_cli import export as exporting
+from hayflick_cli import family_tree
+from hayflick_cli.entries import BadEntry, Entry, parse
 from hayflick_cli.failure import EXIT_BAD, Failure
+from hayflick_cli.judgement import judge as judge_entries
 from hayflick_cli.log_source import load_key, open_source
 from hayflick_tlog.checkpoint import Checkpoint
 from hayflick_tlog.merkle import BadProof
 from hayflick_tlog.note import BadNote
 from hayflick_tlog.proof import Proof
 from hayflick_tlog.tiles import BadTile
-from hayflick_tlog.verify import entries_of, verify_log
+from hayflick_tlog.verify import Finding, entries_of, verify_log
 
-app = typer.Typer(help="The record: verify it, prove an entry, export it.", no_args_is_help=True)
+app = typer.Typer(
+    help="The record: verify it, judge what it tells, prove an entry, export it.", no_args_is_help=True
+)
 
 Where = Annotated[str, typer.Argument(help="the log's directory, or unix:… of a running logger")]
+Kept = Annotated[Path | None, typer.Option(help="a checkpoint that you kept, to hold it to")]
 Key = Annotated[
     str,
     typer.Option("--key", help="the log's public key (log.pub), or a file with it; from a source you trust"),
 ]
+
+MAX_NAMED = 20
+"""How many entries that break a promise are named; the table counts them all."""
 
 
 class Format(StrEnum):
@@ -37,25 +47,37 @@ class Format(StrEnum):
 
 
 @app.command()
-def verify(
-    where: Where,
-    key: Key,
-    checkpoint: Annotated[Path | None, typer.Option(help="a checkpoint that you kept, to hold it to")] = None,
-) -> None:
+def verify(where: Where, key: Key, checkpoint: Kept = None) -> None:
     """Recompute the whole tree and compare it with what was signed; name the first bad entry."""
-    with open_source(where, checkpoint) as source:
-        verifier = load_key(key)
-        try:
-            finding = verify_log(source.read, source.checkpoint, verifier, on_entry=_require_place)
-        except BadNote as error:
-            _bad(f"the checkpoint is not signed by this key: {error}")
-        except _OutOfPlace as error:
-            _bad(str(error))
-    if not finding.intact:
-        _bad(f"entry {finding.first_bad_index} is bad: {finding.detail}")
+    finding = _verified(where, key, checkpoint)
     typer.echo(f"intact: {finding.checkpoint.size} entries of {finding.checkpoint.origin}")
     if finding.detail:
         typer.echo(finding.detail, err=True)
+
+
+@app.command()
+def judge(
+    where: Where,
+    key: Key,
+    checkpoint: Kept = None,
+    tree: Annotated[bool, typer.Option("--tree", help="also print every family")] = False,
+) -> None:
+    """Rebuild the whole history from the log alone; say which promises it keeps, and name what breaks one."""
+    entries: list[Entry] = []
+    _verified(where, key, checkpoint, entries.append)
+    judgement = judge_entries(entries)
+    if tree:
+        for history in judgement.histories.values():
+            for line in family_tree.tree(history):
+                typer.echo(line)
+    for line in family_tree.table(judgement):
+        typer.echo(line)
+    typer.echo(family_tree.summary(judgement))
+    if judgement.kept:
+        return
+    for violation in judgement.violations[:MAX_NAMED]:
+        typer.echo(f"entry {violation.index} breaks {violation.promise}: {violation.detail}", err=True)
+    _bad(f"entry {judgement.violations[0].index} is the first that breaks a promise")
 
 
 @app.command("verify-entry")
@@ -143,6 +165,31 @@ def reindex(
     typer.echo(f"indexed {count} entries")
 
 
+def _verified(
+    where: str, key: str, checkpoint: Path | None, take: Callable[[Entry], object] | None = None
+) -> Finding:
+    """Verify a log, and give *take* each entry; leave with a bad status where it is not what was signed."""
+
+    def take_entry(index: int, data: bytes) -> None:
+        _require_place(index, data)
+        if take is not None:
+            take(parse(data))
+
+    with open_source(where, checkpoint) as source:
+        verifier = load_key(key)
+        try:
+            finding = verify_log(source.read, source.checkpoint, verifier, on_entry=take_entry)
+        except BadNote as error:
+            _bad(f"the checkpoint is not signed by this key: {error}")
+        except _OutOfPlace as error:
+            _bad(str(error))
+        except BadEntry as error:
+            _bad(f"an entry is bad: {error}")
+    if not finding.intact:
+        _bad(f"entry {finding.first_bad_index} is bad: {finding.detail}")
+    return finding
+
+
 class _OutOfPlace(Exception):
     """An entry states another index than its place."""
 
@@ -156,6 +203,6 @@ def _require_place(index: int, entry: bytes) -> None:
         raise _OutOfPlace(f"entry {index} is bad: it states index {stated}")
 
 
-def _bad(message: str) -> None:
+def _bad(message: str) -> NoReturn:
     typer.echo(f"hayflick: {message}", err=True)
     raise typer.Exit(EXIT_BAD)
