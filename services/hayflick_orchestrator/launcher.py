@@ -205,6 +205,7 @@ class Launcher:
             raise
         record.manifest.CopyFrom(birth.manifest)
         worker = Worker.of(record, terms, attestation, sandbox)
+        worker.expire_from(birth.begin_boot)
         if birth.network is not None:
             worker.record.resources.network.CopyFrom(birth.network)
         self._open_doors(worker)

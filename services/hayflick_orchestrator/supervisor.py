@@ -44,7 +44,6 @@ from hayflick_orchestrator.workers import (
     final_usage,
     usage_message,
 )
-from hayflick_rpc import wire
 from hayflick_rpc.clock import boot_seconds
 
 if TYPE_CHECKING:
@@ -143,10 +142,8 @@ class Supervisor:
             worker, Ask(EndReason.END_REASON_PROTOCOL_VIOLATION, text)
         )
         sandbox.on_task_exited = lambda: self.check_memory(worker)
-        if worker.record.HasField("expire_time"):
-            # The wall clock is asked once; setting it later moves nobody's end.
-            left = (wire.instant(worker.record.expire_time) - datetime.now(UTC)).total_seconds()
-            worker.expire_boot = boot_seconds() + left
+        if worker.expire_boot is not None:
+            left = worker.expire_boot - boot_seconds()
             handle = asyncio.get_running_loop().call_later(max(left, 0.0), self._expire, worker)
             worker.cancel_expiry = handle.cancel
         self.spawn(self._attend(worker), f"worker {worker.worker_id}")

@@ -55,6 +55,7 @@ class Birth:
         registered: Whether the controller committed it.
         cgroup_path: Where its processes will be; empty until that is known.
         network: What is left of its network policy, when some was taken meanwhile.
+        begin_boot: When it began, before the controller was asked, by the clock that nobody sets.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -67,6 +68,7 @@ class Birth:
         self.registered = False
         self.cgroup_path = ""
         self.network: NetworkPolicy | None = None
+        self.begin_boot = boot_seconds()
         self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def check(self) -> None:
@@ -146,6 +148,17 @@ class Worker:
             verdict=loop.create_future(),
             ended=loop.create_future(),
         )
+
+    def expire_from(self, begin_boot: float) -> None:
+        """Fix when its life by contract ends, where it does, given when its birth began here.
+
+        Both instants on record are the controller's, whose wall clock may be another than
+        ours, also on one machine: somebody set it since one of us started. Only their
+        distance means anything here, and the birth began before the first of them.
+        """
+        if self.record.HasField("expire_time"):
+            life = wire.instant(self.record.expire_time) - wire.instant(self.record.create_time)
+            self.expire_boot = begin_boot + life.total_seconds()
 
     @property
     def worker_id(self) -> str:
