@@ -87,7 +87,7 @@ def parentage(history: History, entry: Entry) -> str:
 def cooldown(history: History, entry: Entry) -> str:
     """One parent's births lie a cooldown apart; a launch that failed was none."""
     contract, parent = history.contracts.get(entry.contract_id), _parent(history, entry)
-    if contract is None or parent is None:
+    if contract is None or parent is None or not contract.cooldown_us:
         return ""
     births = [child.born.timestamp_us for child in parent.children if child.end_reason != "launch_failed"]
     if not births:

@@ -399,6 +399,16 @@ def test_a_launch_that_failed_starts_no_cooldown() -> None:
     assert broken(book) == []
 
 
+def test_without_a_cooldown_no_clock_is_asked() -> None:
+    """Where a contract has no cooldown, a clock that was set back between two births breaks nothing."""
+    book = Book().begin(cooldown_seconds=0)
+    book.born("a")
+    book.born("b", "a", 1)
+    book.seconds -= 3_600
+    book.born("c", "a", 1)
+    assert broken(book) == []
+
+
 def test_a_late_event_closes_its_gap() -> None:
     """An event that arrives after later ones of its source is recorded, not lost; missing ones are named."""
     book = Book().begin()
