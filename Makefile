@@ -1,7 +1,7 @@
 # One-line verbs. Each that needs the virtual environment makes it first, and
 # that is quick when nothing has changed. PYTHON=/path/to/python chooses another.
 .DEFAULT_GOAL := help
-.PHONY: help setup protos lint type test test-fast test-rootless escape check demo bench neighbours clean
+.PHONY: help setup protos lint type test test-fast test-rootless escape chaos check demo bench neighbours clean
 export PYTHON
 
 # Its scripts hold absolute paths, this one does not: the tree may lie anywhere.
@@ -31,6 +31,9 @@ test-fast: setup ## Run the tests that take moments
 
 escape: setup ## Attack every wall from inside, also with it taken away; print what each answered
 	@$(VENV)/python -m pytest tests/escape --escape-table -q $(ARGS)
+
+chaos: setup ## Break everything at random, then judge the log; ARGS="--chaos-seconds 60 --chaos-seed 7"
+	@$(VENV)/python -m pytest tests/chaos -m chaos -q $(ARGS)
 
 test-rootless: setup ## Run the tests as an ordinary user, whom root makes for the while; ARGS="--bare" with no grants
 	@scripts/test-rootless $(ARGS)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hayflick_controller import events, lineage
-from hayflick_controller.model import EndReason, Exit, State, Worker
+from hayflick_controller.model import EndReason, Exit, Silence, State, Worker
 
 if TYPE_CHECKING:
     from hayflick_controller.store import Tx
@@ -18,8 +18,16 @@ Freshen = Callable[[Worker], Worker]
 """Adds to a worker's record what was heard since it was written."""
 
 
-def end(tx: Tx, ended: Sequence[tuple[Worker, Exit]], now_us: int, freshen: Freshen) -> list[Worker]:
+def end(
+    tx: Tx,
+    ended: Sequence[tuple[Worker, Exit]],
+    now_us: int,
+    freshen: Freshen,
+    silence: Silence | None = None,
+) -> list[Worker]:
     """Record that the processes of live workers are gone; return the workers as they ended.
+
+    With *silence* nobody saw that, and it follows from their node's lease.
 
     Whatever descends from them must end too. It keeps its slot until it is seen
     dead itself, so it only becomes STOPPING here, and is pursued.
@@ -34,7 +42,7 @@ def end(tx: Tx, ended: Sequence[tuple[Worker, Exit]], now_us: int, freshen: Fres
     tx.end_workers(gone)
     for worker in gone:
         assert worker.exit is not None
-        tx.record(events.worker_shutdown(worker, worker.exit, now_us))
+        tx.record(events.worker_shutdown(worker, worker.exit, now_us, silence))
     orphans = [
         worker
         for worker in lineage.below(gone, tx.live_families(worker.root_id for worker in gone))

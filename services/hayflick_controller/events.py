@@ -8,10 +8,10 @@ has events of its own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from hayflick_controller.clock import seconds
+from hayflick_controller.clock import rfc3339, seconds
 from hayflick_controller.model import (
     Contract,
     Event,
@@ -21,7 +21,7 @@ from hayflick_controller.model import (
     Manifest,
     NetworkPolicy,
     Node,
-    Scope,
+    Silence,
     Worker,
 )
 from hayflick_controller.terms import Terms
@@ -82,6 +82,8 @@ def replication_requested(manifest: Manifest, root_id: str, reason: str) -> Even
     """A manifest was issued; its slot is reserved."""
     details = _manifest(manifest)
     details["decision"] = "replication_requested"
+    details["key_id"] = manifest.key_id
+    details["expire_time"] = rfc3339(manifest.expire_us)
     if reason:
         details["reason"] = reason
     return Event(
@@ -140,8 +142,8 @@ def worker_registered(worker: Worker) -> Event:
     return _about(worker, "worker_registered", worker.create_us, details)
 
 
-def worker_shutdown(worker: Worker, exit_: Exit, recorded_us: int) -> Event:
-    """A worker's processes were seen dead, or its lease has run out.
+def worker_shutdown(worker: Worker, exit_: Exit, recorded_us: int, silence: Silence | None = None) -> Event:
+    """A worker's processes were seen dead by its node, or, with *silence*, its node's lease has run out.
 
     ``reason`` is the owner's own word where the owner ended it ("done"), and
     ``end_reason`` always the classification.
@@ -155,6 +157,9 @@ def worker_shutdown(worker: Worker, exit_: Exit, recorded_us: int) -> Event:
         "cpu_seconds": seconds(worker.usage.cpu_us),
         "memory_peak_bytes": worker.usage.memory_peak_bytes,
     }
+    if silence is not None:
+        details["silent_seconds"] = seconds(silence.silent_us)
+        details["lease_seconds"] = seconds(silence.lease_us)
     if exit_.detail:
         details["detail"] = exit_.detail
     if exit_.signal:
@@ -256,16 +261,17 @@ def network_narrowed(
 
 
 def killed(
-    scope: Scope,
+    latch: Latch,
     contract_id: str,
     *,
     dead: int,
-    unconfirmed: int,
+    unconfirmed_ids: Sequence[str],
     now_us: int,
     elapsed_us: int,
     receipt_sha256: str,
 ) -> Event:
     """What a kill switch had done when it answered."""
+    scope = latch.scope
     return Event(
         "audit",
         now_us,
@@ -274,8 +280,10 @@ def killed(
         details={
             "decision": "kill_switch_confirmed",
             "scope": scope.key,
+            "epoch": latch.epoch,
             "dead_count": dead,
-            "unconfirmed_count": unconfirmed,
+            "unconfirmed_count": len(unconfirmed_ids),
+            "unconfirmed_worker_ids": list(unconfirmed_ids[:MAX_LISTED]),
             "elapsed_seconds": seconds(elapsed_us),
             "receipt_sha256": receipt_sha256,
         },

@@ -109,10 +109,8 @@ class KillSwitch:
             return latch
 
         def undo(tx: Tx, latch: Latch) -> None:
-            again = self._turn(latch, "its release could not be recorded", engaged=True)
-            tx.put_latch(again)
-            contract_id, _ = subject(tx, scope)
-            tx.record(events.latch_changed("kill_switch_engaged", again, contract_id=contract_id))
+            # Also over whoever was born since: their births may be on record by now.
+            self._put_down(tx, latch, "its release could not be recorded")
 
         form = Form[Latch, controller_pb2.ReleaseKillSwitchResponse](
             controller_pb2.ReleaseKillSwitchResponse,
@@ -122,20 +120,13 @@ class KillSwitch:
 
     async def _engage(self, request: Request, scope: Scope, reason: str, patience: _Patience) -> Response:
         def latch_down(tx: Tx) -> _Engaged:
-            contract_id, path = subject(tx, scope)
             known = self._decisions.check_repeated(tx, request)
+            latch = tx.latches([scope]).get(scope, Latch(scope))
             if known is not None:
                 return _remembered(tx, scope, Response.FromString(known.body or b""))
-            targets = tuple(_within(tx, scope, path))
-            latch = self._turn(tx.latches([scope]).get(scope, Latch(scope)), reason, engaged=True)
-            tx.put_latch(latch)
-            tx.return_reserved(scope, path)
-            ends.stop(tx, targets, EndReason.KILL_SWITCH, reason)
-            tx.record(
-                events.latch_changed("kill_switch_engaged", latch, contract_id=contract_id, workers=targets)
-            )
-            self._decisions.remember(tx, request, _begun(latch, targets).SerializeToString())
-            return _Engaged(latch, targets)
+            engaged = self._put_down(tx, latch, reason)
+            self._decisions.remember(tx, request, _begun(engaged.latch, engaged.targets).SerializeToString())
+            return engaged
 
         latching = asyncio.ensure_future(self._decisions.record(latch_down, durable=True))
         await asyncio.wait({latching}, timeout=LATCH_TIMEOUT_SECONDS)
@@ -153,10 +144,10 @@ class KillSwitch:
             elapsed_us = max(0, self._clock() - start_us)
             tx.record(
                 events.killed(
-                    scope,
+                    engaged.latch,
                     contract_id,
                     dead=len(response.worker_ids),
-                    unconfirmed=len(response.unconfirmed_worker_ids),
+                    unconfirmed_ids=response.unconfirmed_worker_ids,
                     now_us=self._clock(),
                     elapsed_us=elapsed_us,
                     receipt_sha256=receipts.digest(response.receipt),
@@ -226,7 +217,7 @@ class KillSwitch:
             pass  # those who remain stay STOPPING, and are pursued
         finally:
             self._roster.forget(departures)
-        unconfirmed = departures.remaining
+        unconfirmed = departures.remaining | departures.unseen
         return Response(
             kill_switch=render.latch(latch),
             active_before=len(engaged.targets),
@@ -245,6 +236,18 @@ class KillSwitch:
         ids = tuple(worker.worker_id for worker in targets if worker.node_id == link.node_id)
         kill = Kill(latch.scope, EndReason.KILL_SWITCH, latch.reason, ids, grace_us)
         return self._pursuit.kill(link, kill)
+
+    def _put_down(self, tx: Tx, latch: Latch, reason: str) -> _Engaged:
+        """Engage *latch* and stop whoever lives in its scope; pursuit ends them."""
+        contract_id, path = subject(tx, latch.scope)
+        targets = tuple(_within(tx, latch.scope, path))
+        latch = self._turn(latch, reason, engaged=True)
+        tx.put_latch(latch)
+        tx.return_reserved(latch.scope, path)
+        ends.stop(tx, targets, EndReason.KILL_SWITCH, reason)
+        event = events.latch_changed("kill_switch_engaged", latch, contract_id=contract_id, workers=targets)
+        tx.record(event)
+        return _Engaged(latch, targets)
 
     def _turn(self, latch: Latch, reason: str, *, engaged: bool) -> Latch:
         return replace(latch, engaged=engaged, epoch=latch.epoch + 1, reason=reason, change_us=self._clock())

@@ -246,6 +246,19 @@ class Exit:
 
 
 @dataclass(frozen=True, slots=True)
+class Silence:
+    """Why a worker counts as dead that nobody saw die: its node was silent for longer than its lease.
+
+    Attributes:
+        silent_us: How long ago the lease was last renewed, by the clock of whoever records it.
+        lease_us: The lease; the node itself ends its workers when it is over.
+    """
+
+    silent_us: int
+    lease_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
     """A worker as recorded.
 

@@ -23,7 +23,7 @@ from hayflick_controller import ends, events, parse, render
 from hayflick_controller.attestations import Attestations
 from hayflick_controller.clock import MICROSECONDS, Clock
 from hayflick_controller.links import Link, gone
-from hayflick_controller.model import EndReason, Exit, Node, State, Worker
+from hayflick_controller.model import EndReason, Exit, Node, Silence, State, Worker
 from hayflick_rpc import wire
 from hayflick_rpc.attestation import PUBLIC_KEY_BYTES
 from hayflick_rpc.errors import HayflickError, invalid_field
@@ -285,11 +285,15 @@ class Nodes:
             lost: list[str] = []
             for node in tx.nodes():
                 slack_us = 0 if node.controller_id == self._store.identity.controller_id else WRITE_SLACK_US
-                if node.node_id in connected or self._renewed_us(node, now_us) + slack_us > deadline_us:
+                if node.node_id in connected:
+                    continue
+                renewed_us = self._renewed_us(node, now_us)
+                if renewed_us + slack_us > deadline_us:
                     continue
                 workers = tx.live_workers(node_id=node.node_id)
                 lost += [worker.worker_id for worker in workers]
-                ends.end(tx, _lost(workers, now_us, "lease ran out"), now_us, self._roster.freshen)
+                silence = Silence(now_us - renewed_us, self._lease_us)
+                ends.end(tx, _silent(workers, now_us), now_us, self._roster.freshen, silence)
             return lost
 
         return await self._store.transact(run)
@@ -345,7 +349,7 @@ class Nodes:
             if worker.worker_id not in named
             and (worker.worker_id not in births or worker.state is State.RUNNING)
         ]
-        ends.end(tx, _lost(missing, now_us, "its node no longer runs it"), now_us, self._roster.freshen)
+        ends.end(tx, _missing(missing, now_us), now_us, self._roster.freshen)
         # Read again: what descends from the missing is STOPPING now.
         may_run = {
             worker.worker_id
@@ -409,8 +413,25 @@ def _already_connected(node_id: str) -> HayflickError:
     )
 
 
-def _lost(workers: Iterable[Worker], now_us: int, detail: str) -> list[tuple[Worker, Exit]]:
+def _silent(workers: Iterable[Worker], now_us: int) -> list[tuple[Worker, Exit]]:
+    """Return the ends of workers whose node's lease ran out: also of those that were being killed.
+
+    Nobody saw them die, so nothing else may be said of them.
+    """
+    return [
+        (worker, Exit(EndReason.NODE_LOST, now_us, _told("lease ran out", worker.stop_reason)))
+        for worker in workers
+    ]
+
+
+def _told(detail: str, stop_reason: EndReason | None) -> str:
+    return detail if stop_reason is None else f"{detail} while it was being ended as {stop_reason.value}"
+
+
+def _missing(workers: Iterable[Worker], now_us: int) -> list[tuple[Worker, Exit]]:
+    """Return the ends of workers that their node, which is back, says it does not run."""
     # One that was being ended ended as it was told to; the node only did not get to say so.
+    detail = "its node no longer runs it"
     return [
         (worker, Exit(worker.stop_reason or EndReason.NODE_LOST, now_us, worker.stop_detail or detail))
         for worker in workers

@@ -106,10 +106,14 @@ class Quarantine:
         if turned is None:
             log.warning("node %s reports a tripwire of a worker that it does not run", link.node_id)
             return
+        await self._freeze(turned)
+
+    async def _freeze(self, turned: _Turned) -> None:
+        """Freeze a family whose latch stands, for nobody who waits for an answer."""
         try:
             confirmed = await self._carry_out(turned, engaged=True)
         except HayflickError as error:
-            log.warning("%s", error.message)  # the latch stands, and the node will ask again
+            log.warning("%s", error.message)  # the latch stands, and the node will ask again or be told
             return
         await self._decisions.record(lambda tx: self._write_states(tx, confirmed, engaged=True))
 
@@ -178,7 +182,10 @@ class Quarantine:
         if turned.confirmed is not None:
             return list(turned.confirmed)
         if not engaged and not await self._decisions.wait_recorded(turned.position):
-            await self._decisions.record(lambda tx: self._take_back(tx, request, turned), durable=True)
+            again = await self._decisions.record(
+                lambda tx: self._take_back(tx, request, turned), durable=True
+            )
+            await self._freeze(again)  # whoever was born meanwhile
             raise unavailable("the logger did not answer in time")
         confirmed = await self._carry_out(turned, engaged=engaged)
 
@@ -251,17 +258,12 @@ class Quarantine:
             ]
         )
 
-    def _take_back(self, tx: Tx, request: Request, turned: _Turned) -> None:
-        latch = replace(
-            turned.latch,
-            engaged=True,
-            epoch=turned.latch.epoch + 1,
-            reason="its release could not be recorded",
-            change_us=self._clock(),
-        )
-        tx.put_latch(latch)
-        tx.record(events.latch_changed("quarantined", latch, contract_id=turned.worker.contract_id))
+    def _take_back(self, tx: Tx, request: Request, turned: _Turned) -> _Turned:
+        affected = tuple(tx.live_workers(path=turned.worker.path))
+        reason = "its release could not be recorded"
+        latch = self._put(tx, turned.latch, turned.worker, affected, reason)
         tx.forget(request.request_id)
+        return replace(turned, latch=latch, affected=affected)
 
 
 def _frozen(tx: Tx, workers: Iterable[Worker]) -> set[str]:

@@ -92,8 +92,8 @@ def document(
 ) -> dict[str, Json]:
     """Return what a receipt says of a kill that is over, or out of time.
 
-    A worker is listed as dead only when its node saw its pid namespace empty, or
-    when its node's lease had run out; otherwise it is listed as not confirmed.
+    A worker is listed as dead only when its node saw its pid namespace empty. One
+    whose node is silent is listed as not confirmed, also after the end of the lease.
     """
     unconfirmed = frozenset(response.unconfirmed_worker_ids)
     return {

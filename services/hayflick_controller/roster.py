@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hayflick_controller.model import State
+from hayflick_controller.model import EndReason, State
 from hayflick_controller.store.protocol import Beat
 
 if TYPE_CHECKING:
@@ -21,15 +21,23 @@ if TYPE_CHECKING:
 
 
 class Departures:
-    """Waits until every one of some workers has ended."""
+    """Waits until every one of some workers has ended.
+
+    Attributes:
+        remaining: Those that live.
+        unseen: Those that count as dead because their node was silent for a whole lease.
+    """
 
     def __init__(self, worker_ids: Iterable[str]) -> None:
         self.remaining = set(worker_ids)
+        self.unseen: set[str] = set()
         self._done = asyncio.Event()
         self._check()
 
-    def ended(self, worker_id: str) -> None:
-        """Count a worker as ended."""
+    def ended(self, worker_id: str, *, seen: bool = True) -> None:
+        """Count a worker as ended, and note when nobody *saw* that."""
+        if not seen and worker_id in self.remaining:
+            self.unseen.add(worker_id)
         self.remaining.discard(worker_id)
         self._check()
 
@@ -67,8 +75,9 @@ class Roster:
             self._expire_us.pop(worker.worker_id, None)
             self._beats.pop(worker.worker_id, None)
             self._unwritten.discard(worker.worker_id)
+            seen = worker.exit is None or worker.exit.reason is not EndReason.NODE_LOST
             for departures in self._departures:
-                departures.ended(worker.worker_id)
+                departures.ended(worker.worker_id, seen=seen)
 
     def _take(self, worker: Worker) -> None:
         self._workers[worker.worker_id] = (worker.node_id, worker.state)

@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 
 # Beats that wait for an acknowledgement; far more than a lease can hold.
 MAX_UNACKNOWLEDGED_BEATS = 1_024
+HEAD_START_SECONDS = 0.5
+"""How long before its lease ends a node begins to end its workers, so that they are dead when it does."""
+MAX_HEAD_START = 0.1
+"""Of a short lease, the head start is no more than this part."""
 
 
 @dataclass(slots=True)
@@ -51,5 +55,9 @@ class Lease:
         self._sent_at.clear()
 
     def remaining_seconds(self, now: float) -> float:
-        """Return how long it still runs; zero or less when it lapsed."""
-        return self._renewed_at + self.length_seconds - now
+        """Return for how long workers may still run; with zero or less they must be ended now.
+
+        That is a head start before the lease itself is over: dying takes time.
+        """
+        head_start_seconds = min(HEAD_START_SECONDS, self.length_seconds * MAX_HEAD_START)
+        return self._renewed_at + self.length_seconds - head_start_seconds - now

@@ -211,3 +211,29 @@ async def test_the_index_is_built_anew_from_the_log(logger: Any) -> None:
     (logger.data_dir / "index.sqlite").write_bytes(b"garbage")
     done = hayflick("audit", "reindex", logger.data_dir)
     assert (done.returncode, done.stdout) == (0, f"indexed {ENTRIES} entries\n")
+
+
+async def test_a_log_is_judged_by_what_it_tells(logger: Any) -> None:
+    """A log that keeps its promises is judged so; one entry that breaks one is named, with status 1."""
+    key = logger.data_dir / "log.pub"
+    done = hayflick("audit", "judge", logger.address, "--key", key)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{ENTRIES} entries: 0 contracts, 0 births, 0 ends, 0 alive" in done.stdout
+    client = AuditClient(logger.address, "controller/c/1")
+    await client.start()
+    event = logger_pb2.Event(
+        event="worker_registered", worker_id="w", contract_id="k", timestamp={"seconds": 1}
+    )
+    event.details.update({"manifest_id": "m", "depth": 0, "epoch": 0, "node_id": "n"})
+    await client.record(event, 20)
+    await client.close(1)
+    done = hayflick("audit", "judge", logger.address, "--key", key, "--tree")
+    assert done.returncode == 1
+    assert f"entry {ENTRIES} breaks manifest: no manifest m was issued before" in done.stderr
+    assert done.stderr.endswith(f"entry {ENTRIES} is the first that breaks a promise\n")
+    assert f"w on n, entry {ENTRIES}: alive" in done.stdout
+    logger.end()
+    flip(logger.data_dir / "log" / Tile(None, 1).path, 300)
+    done = hayflick("audit", "judge", logger.data_dir, "--key", key)
+    assert (done.returncode, "entry 257 is bad" in done.stderr) == (1, True)
+    assert hayflick("audit", "judge", logger.data_dir / "nothing", "--key", key).returncode == 2

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import pwd
+import select
 import shutil
 import signal
 import subprocess
@@ -99,6 +100,33 @@ class Cluster:
         drain = threading.Thread(target=self._process.stderr.read, daemon=True)
         drain.start()
         self._drain = drain
+
+    @property
+    def running(self) -> bool:
+        """Whether the server runs."""
+        return self._process is not None
+
+    def processes(self) -> list[int]:
+        """Return the server's process and those that it forked."""
+        if self._process is None:
+            return []
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [pid, *map(int, children)]
+
+    def crash(self) -> None:
+        """Kill every process of it at once, with no time for a last word; return when all are gone."""
+        found = [os.pidfd_open(pid) for pid in self.processes()]
+        try:
+            for descriptor in found:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            self.stop()
+            for descriptor in found:
+                select.select([descriptor], [], [], WAIT_SECONDS)
+        finally:
+            for descriptor in found:
+                os.close(descriptor)
 
     def url(self, database: str = "postgres") -> str:
         """Return where a database is."""

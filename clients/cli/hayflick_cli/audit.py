@@ -1,17 +1,21 @@
-"""``hayflick audit``: verify, prove, export and reindex the record."""
+"""``hayflick audit``: verify, judge, prove, export and reindex the record."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from hayflick_cli import export as exporting
+from hayflick_cli import family_tree
+from hayflick_cli.entries import BadEntry, Entry, parse
 from hayflick_cli.failure import EXIT_BAD, Failure
+from hayflick_cli.judgement import judge as judge_entries
 from hayflick_cli.log_source import LogSource, load_key, open_source, read_text
 from hayflick_tlog.checkpoint import Checkpoint
 from hayflick_tlog.merkle import BadProof, leaf_hash
@@ -20,19 +24,22 @@ from hayflick_tlog.proof import Proof
 from hayflick_tlog.tiles import BadTile
 from hayflick_tlog.verify import entries_of, verify_log
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 NEWEST_ENTRIES = 100_000
 """How many of the last entries are held against the write-ahead files: more than a logger keeps there."""
 
-app = typer.Typer(help="The record: verify it, prove an entry, export it.", no_args_is_help=True)
+app = typer.Typer(
+    help="The record: verify it, judge what it tells, prove an entry, export it.", no_args_is_help=True
+)
 
 Where = Annotated[str, typer.Argument(help="the log's directory, or unix:… of a running logger")]
+Kept = Annotated[Path | None, typer.Option(help="a checkpoint that you kept, to hold it to")]
 Key = Annotated[
     str,
     typer.Option("--key", help="the log's public key (log.pub), or a file with it; from a source you trust"),
 ]
+
+MAX_NAMED = 20
+"""How many entries that break a promise are named; the table counts them all."""
 
 
 class Format(StrEnum):
@@ -43,65 +50,35 @@ class Format(StrEnum):
 
 
 @app.command()
-def verify(
-    where: Where,
-    key: Key,
-    checkpoint: Annotated[Path | None, typer.Option(help="a checkpoint that you kept, to hold it to")] = None,
-) -> None:
+def verify(where: Where, key: Key, checkpoint: Kept = None) -> None:
     """Recompute the whole tree and compare it with what was signed; name the first bad entry."""
-    verifier = load_key(key)
-    newest: dict[int, bytes] = {}
-
-    def seen(index: int, entry: bytes) -> None:
-        _require_place(index, entry)
-        newest[index] = leaf_hash(entry)
-        newest.pop(index - NEWEST_ENTRIES, None)
-
-    with open_source(where) as source:
-        head = _verify(source, source.checkpoint, verifier, seen)
-        if checkpoint is not None:
-            kept = read_text(checkpoint)
-            _verify(source, kept, verifier, None, "the log is not the one whose checkpoint was kept: ")
-    beside = "" if source.data_dir is None else _look_beside(source.data_dir, head.size, newest)
+    head, beside = _verified(where, key, checkpoint)
     typer.echo(f"intact: {head.size} entries of {head.origin}{beside}")
 
 
-def _verify(
-    source: LogSource,
-    note: str,
-    verifier: Verifier,
-    on_entry: Callable[[int, bytes], None] | None,
-    words: str = "",
-) -> Checkpoint:
-    """Return the checkpoint in *note* when the whole log before it is the one that was signed; else exit."""
-    try:
-        finding = verify_log(source.read, note, verifier, on_entry=on_entry)
-    except BadNote as error:
-        _bad(f"the checkpoint is not signed by this key: {error}")
-    except _OutOfPlace as error:
-        _bad(str(error))
-    if not finding.intact:
-        _bad(f"{words}entry {finding.first_bad_index} is bad: {finding.detail}")
-    if finding.detail:
-        _bad(finding.detail)
-    return finding.checkpoint
-
-
-def _look_beside(data_dir: Path, size: int, leaves: dict[int, bytes]) -> str:
-    """Check what lies beside the log in a logger's directory; return what is to be said of it."""
-    from hayflick_logger import newest, wal  # only a logger's own directory has these files
-
-    try:
-        found = newest.check(data_dir, size, leaves)
-        changed = next(newest.changed_partials(data_dir / "log"), "")
-    except wal.Broken as broken:
-        _bad(f"entry {broken.index} is bad: in the write-ahead files, {broken}")
-    except OSError as error:
-        raise Failure(f"the newest entries cannot be read: {error}") from None
-    if changed:
-        _bad(f"the log is intact; {changed}, which it no longer needs, was changed")
-    words = f", and {found.beyond} newer ones that no checkpoint on disk covers yet" if found.beyond else ""
-    return words + ("; the last write was not finished" if found.torn else "")
+@app.command()
+def judge(
+    where: Where,
+    key: Key,
+    checkpoint: Kept = None,
+    tree: Annotated[bool, typer.Option("--tree", help="also print every family")] = False,
+) -> None:
+    """Rebuild the whole history from the log alone; say which promises it keeps, and name what breaks one."""
+    entries: list[Entry] = []
+    _verified(where, key, checkpoint, entries.append)
+    judgement = judge_entries(entries)
+    if tree:
+        for history in judgement.histories.values():
+            for line in family_tree.tree(history):
+                typer.echo(line)
+    for line in family_tree.table(judgement):
+        typer.echo(line)
+    typer.echo(family_tree.summary(judgement))
+    if judgement.kept:
+        return
+    for violation in judgement.violations[:MAX_NAMED]:
+        typer.echo(f"entry {violation.index} breaks {violation.promise}: {violation.detail}", err=True)
+    _bad(f"entry {judgement.violations[0].index} is the first that breaks a promise")
 
 
 @app.command("verify-entry")
@@ -187,6 +164,72 @@ def reindex(
     except (OSError, HayflickError) as error:
         raise Failure(str(error)) from None
     typer.echo(f"indexed {count} entries")
+
+
+def _verified(
+    where: str, key: str, checkpoint: Path | None, take: Callable[[Entry], object] | None = None
+) -> tuple[Checkpoint, str]:
+    """Verify a log, and give *take* each entry; leave with a bad status where it is not what was signed.
+
+    Returns:
+        The log's head, and what is to be said of what lies beside the log.
+    """
+    verifier = load_key(key)
+    newest: dict[int, bytes] = {}
+
+    def seen(index: int, entry: bytes) -> None:
+        _require_place(index, entry)
+        newest[index] = leaf_hash(entry)
+        newest.pop(index - NEWEST_ENTRIES, None)
+        if take is not None:
+            take(parse(entry))
+
+    with open_source(where) as source:
+        head = _verify(source, source.checkpoint, verifier, seen)
+        if checkpoint is not None:
+            kept = read_text(checkpoint)
+            _verify(source, kept, verifier, None, "the log is not the one whose checkpoint was kept: ")
+    return head, "" if source.data_dir is None else _look_beside(source.data_dir, head.size, newest)
+
+
+def _verify(
+    source: LogSource,
+    note: str,
+    verifier: Verifier,
+    on_entry: Callable[[int, bytes], None] | None,
+    words: str = "",
+) -> Checkpoint:
+    """Return the checkpoint in *note* when the whole log before it is the one that was signed; else exit."""
+    try:
+        finding = verify_log(source.read, note, verifier, on_entry=on_entry)
+    except BadNote as error:
+        _bad(f"the checkpoint is not signed by this key: {error}")
+    except _OutOfPlace as error:
+        _bad(str(error))
+    except BadEntry as error:
+        _bad(f"an entry is bad: {error}")
+    if not finding.intact:
+        _bad(f"{words}entry {finding.first_bad_index} is bad: {finding.detail}")
+    if finding.detail:
+        _bad(finding.detail)
+    return finding.checkpoint
+
+
+def _look_beside(data_dir: Path, size: int, leaves: dict[int, bytes]) -> str:
+    """Check what lies beside the log in a logger's directory; return what is to be said of it."""
+    from hayflick_logger import newest, wal  # only a logger's own directory has these files
+
+    try:
+        found = newest.check(data_dir, size, leaves)
+        changed = next(newest.changed_partials(data_dir / "log"), "")
+    except wal.Broken as broken:
+        _bad(f"entry {broken.index} is bad: in the write-ahead files, {broken}")
+    except OSError as error:
+        raise Failure(f"the newest entries cannot be read: {error}") from None
+    if changed:
+        _bad(f"the log is intact; {changed}, which it no longer needs, was changed")
+    words = f", and {found.beyond} newer ones that no checkpoint on disk covers yet" if found.beyond else ""
+    return words + ("; the last write was not finished" if found.torn else "")
 
 
 class _OutOfPlace(Exception):

@@ -27,6 +27,7 @@ class Database:
         claim: Shows the others that this controller lives, or refuses.
         alive: Whether another controller lives.
         tell: Tells the others at the commit.
+        turn: The number of the commit under way among all controllers' commits; 0 where there is one.
     """
 
     engine: Engine
@@ -35,6 +36,7 @@ class Database:
     claim: Callable[[Connection, str], None] = lambda *_: None
     alive: Callable[[Connection, str], bool] = lambda *_: False
     tell: Callable[[Connection, str, Sequence[Notice]], None] = lambda *_: None
+    turn: Callable[[Connection], int] = lambda _: 0
 
 
 def sqlite_database(path: Path | None) -> Database:
@@ -60,4 +62,5 @@ def postgres_database(url: str, controller_id: str) -> Database:
         postgres.claim,
         postgres.alive,
         postgres.tell,
+        postgres.turn,
     )

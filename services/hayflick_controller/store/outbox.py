@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sqlalchemy import bindparam, delete, insert, select
 
 from hayflick_controller import render
@@ -35,6 +37,8 @@ class Outbox(Part):
 
     def record(self, event: Event) -> None:  # noqa: D102
         self.sequence += 1
+        if self._turn:
+            event = replace(event, details={**event.details, "turn": self._turn})
         self._events.append(Queued(self.position, render.event(event).SerializeToString()))
 
     def queued(self, after: int, limit: int, controller_id: str = "") -> list[Queued]:  # noqa: D102

@@ -40,10 +40,13 @@ class Part:
         sequence: int,
         known: Known,
         is_alive: Callable[[str], bool] = lambda _: False,
+        *,
+        turn: int = 0,
     ) -> None:
         self._driver = driver
         self._identity = identity
         self._is_alive = is_alive
+        self._turn = turn
         self.sequence = sequence
         self._known = known
         self._events: list[Queued] = []

@@ -158,9 +158,18 @@ def _set_up(driver: psycopg.Connection[Any], record: object) -> None:
     driver.commit()
 
 
+def turn(connection: sqlalchemy.Connection) -> int:
+    """Return the number of the turn that was taken last: those of later commits are higher, whoever's."""
+    return int(connection.info["turn"])
+
+
 def _take_turn(connection: sqlalchemy.Connection) -> None:
-    # READ COMMITTED: each statement after this one sees what the last turn committed.
-    connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_key("commit"),))
+    # READ COMMITTED: each statement after this one sees what the last turn committed. The
+    # number is drawn with the lock in hand; the first migrations run before there are any.
+    taken = connection.exec_driver_sql(
+        "SELECT pg_advisory_xact_lock(%s), nextval(to_regclass('turns'))", (_key("commit"),)
+    ).one()
+    connection.info["turn"] = taken[1] or 0
 
 
 def _key(name: str) -> int:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Sequence,
     String,
     Table,
     Text,
@@ -32,6 +33,9 @@ metadata = MetaData(
 
 # Compared as bytes whatever the database's locale: a subtree is a range of paths.
 Path = Text().with_variant(Text(collation="C"), "postgresql")
+
+turns = Sequence("turns", metadata=metadata)
+"""Numbers commits where several controllers take turns; SQLite has one controller, and no sequences."""
 
 identity = Table(
     "identity",

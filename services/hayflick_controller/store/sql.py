@@ -201,8 +201,10 @@ class SqlStore:
         """
         assert self._driver is not None
         self._driver.begin_job()
+        assert self._connection is not None
         job.value, job.error, job.told = None, None, None
-        tx = SqlTx(self._driver, self.identity, self._sequence, known, self._is_alive)
+        turn = self._database.turn(self._connection)
+        tx = SqlTx(self._driver, self.identity, self._sequence, known, self._is_alive, turn=turn)
         try:
             with self._errors():
                 job.value = job.work(tx)

@@ -415,6 +415,35 @@ async def test_a_node_is_lost(open_bench: Any, returns: bool) -> None:
             assert lived.total_seconds() > 1.0  # the margin, and a lease that began when it connected
 
 
+async def test_who_was_not_seen_dead_is_never_called_killed(open_bench: Any, request_id: Any) -> None:
+    """A kill that outlasts a silent node's lease lists its workers as unconfirmed; they end as lost."""
+    async with open_bench(lease_seconds=0.3, beat_interval_seconds=0.1) as bench:
+        contract = await bench.contract()
+        node = await bench.node()
+        worker = await bench.born(node, contract.contract_id)
+        await node.hang_up()
+        response = await engage(bench, request_id(), contract_id=contract.contract_id)
+        ended = await bench.worker(worker.worker_id)
+        assert ended.exit.reason == resources_pb2.END_REASON_NODE_LOST  # the kill waited for it
+        assert (list(response.worker_ids), list(response.unconfirmed_worker_ids)) == ([], [worker.worker_id])
+        document = json.loads(response.receipt.document_json)
+        assert ([one["worker_id"] for one in document["unconfirmed"]], document["dead"]) == (
+            [worker.worker_id],
+            [],
+        )
+        (event,) = await bench.events(worker_id=worker.worker_id, events=["worker_shutdown"])
+        assert event.details["silent_seconds"] >= event.details["lease_seconds"] == 0.3
+        assert "kill_switch" in event.details["detail"]
+        decisions = await bench.events(contract_id=contract.contract_id, events=["audit"])
+        confirmed = dict(decisions[-1].details)
+        assert (confirmed["decision"], confirmed["epoch"], confirmed["dead_count"]) == (
+            "kill_switch_confirmed",
+            1,
+            0,
+        )
+        assert list(confirmed["unconfirmed_worker_ids"]) == [worker.worker_id]
+
+
 async def test_a_silent_node_is_cut_off(open_bench: Any) -> None:
     """A node that keeps its stream but does not beat loses it, and then its workers."""
     async with open_bench(lease_seconds=0.3, beat_interval_seconds=0.1) as bench:

@@ -15,6 +15,7 @@ import pytest
 from postgres_cluster import Cluster
 
 from hayflick.v1 import controller_pb2 as pb
+from hayflick.v1 import resources_pb2
 from hayflick_controller import render
 from hayflick_controller.model import Event
 from hayflick_controller.store import outbox
@@ -72,6 +73,63 @@ async def test_a_kill_switch_reaches_the_nodes_of_the_other(
     assert set(response.worker_ids) == {worker.worker_id for worker in workers}
     assert not response.unconfirmed_worker_ids
     assert not any(node.workers for node in nodes)
+
+
+async def test_the_record_shows_who_decided_first(two: tuple[Any, Any]) -> None:
+    """Each event states the turn of its commit, so that two controllers' decisions have one order."""
+    contract = await two[0].contract()
+    for number in range(6):
+        await two[number % 2].issue(contract.contract_id)
+    issued = [
+        event
+        for event in await two[0].events(contract_id=contract.contract_id, events=["audit"])
+        if event.details["decision"] == "replication_requested"
+    ]
+    in_time = sorted(issued, key=lambda event: wire.instant(event.timestamp))
+    turns = [event.details["turn"] for event in in_time]
+    assert len(turns) == len(set(turns)) == 6
+    assert turns == sorted(turns)
+
+
+async def test_a_release_that_is_taken_back_ends_who_was_born_by_it(
+    two: tuple[Any, Any], tmp_path_factory: Any, logger_process: Any, request_id: Callable[[], str]
+) -> None:
+    """A release that one controller cannot record ends whom another let be born meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="hf-") as directory:
+        own = logger_process(Path(directory))
+        own.start()
+        released = type(two[0])(Path(directory), own, database=two[0].settings["database"])
+        await released.start()
+        try:
+            await released.wait_audit()
+            contract = await released.contract()
+            scope = {"scope": pb.Scope(contract_id=contract.contract_id), "reason": "test"}
+            engage = pb.EngageKillSwitchRequest(request_id=request_id(), **scope)
+            await released.ask(released.stub.EngageKillSwitch(engage))
+            node = await two[1].node()
+            with own.frozen():  # its logger alone: the other's goes on
+                release = pb.ReleaseKillSwitchRequest(request_id=request_id(), **scope)
+                releasing = asyncio.create_task(released.ask(released.stub.ReleaseKillSwitch(release)))
+                worker = await _born_at_last(two[1], node, contract.contract_id)
+                with pytest.raises(HayflickError) as caught:
+                    await releasing
+                assert caught.value.reason_name == "AUDIT_UNAVAILABLE"
+                ended = await two[1].ended(worker.worker_id)
+            assert ended.exit.reason == resources_pb2.END_REASON_KILL_SWITCH
+        finally:
+            await released.stop()
+            own.stop()
+
+
+async def _born_at_last(bench: Any, node: Any, contract_id: str) -> Any:
+    """Return a worker, born as soon as no kill switch forbids it."""
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                return await bench.born(node, contract_id)
+            except HayflickError as error:
+                if error.reason_name != "KILL_SWITCH_ENGAGED":
+                    raise
 
 
 async def test_a_request_repeated_to_the_other_gets_its_answer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hayflick_orchestrator.lease import MAX_UNACKNOWLEDGED_BEATS, Lease
+from hayflick_orchestrator.lease import HEAD_START_SECONDS, MAX_UNACKNOWLEDGED_BEATS, Lease
 
 
 def test_it_runs_from_when_the_beat_left() -> None:
@@ -13,7 +13,15 @@ def test_it_runs_from_when_the_beat_left() -> None:
     lease = Lease(10.0, 0.0)
     lease.sent(1, 4.0)
     lease.acknowledged(1)
-    assert lease.remaining_seconds(9.0) == 5.0
+    assert lease.remaining_seconds(9.0) == 5.0 - HEAD_START_SECONDS
+
+
+def test_workers_have_time_to_die_within_it() -> None:
+    """The end of workers begins half a second before the lease is over; a tenth of a short one."""
+    assert Lease(15.0, 0.0).remaining_seconds(14.4) > 0
+    assert Lease(15.0, 0.0).remaining_seconds(14.5) <= 0
+    assert Lease(2.0, 0.0).remaining_seconds(1.79) > 0
+    assert Lease(2.0, 0.0).remaining_seconds(1.81) <= 0
 
 
 def test_silence_ends_it() -> None:
@@ -37,7 +45,7 @@ def test_a_welcome_begins_anew() -> None:
     lease.sent(1, 1.0)
     lease.welcomed(2.0, 5.0)
     lease.acknowledged(1)
-    assert lease.remaining_seconds(2.0) == 5.0
+    assert lease.remaining_seconds(2.0) == 5.0 - HEAD_START_SECONDS
 
 
 def test_unacknowledged_beats_are_bounded() -> None:
