@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import resource
 import signal
 import sys
@@ -364,10 +363,13 @@ class Weak:
             _address_of_lo("169.254.169.254")
 
     def environment(self) -> dict[str, str]:
-        """Return the environment; called in the child."""
-        if "same-luck" in self._words:
-            # Not the module's own, which is seeded anew at every fork.
-            random.random = random.Random(1).random
+        """Return the environment; called in the zygote, before the fork."""
+        import random  # as late as a zygote does, which puts its hook off
+
+        # Not the module's own, which is seeded anew at every fork. What one sandbox is
+        # given in the zygote the next must be without.
+        luck = random.Random(1) if "same-luck" in self._words else random._inst
+        random.random = luck.random
         more = {"SECRET_TOKEN": "canary-of-the-environment"} if "inherit-environment" in self._words else {}
         return {**self._environment(), **more}
 
