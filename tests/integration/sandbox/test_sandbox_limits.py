@@ -102,19 +102,24 @@ def test_a_task_without_a_process_fails_alone(house: Any) -> None:
         assert sandbox.run("true").exit_code == 0
 
 
-@pytest.mark.parametrize("millis", [150, 350])  # below what busy neighbours leave of two CPUs
+@pytest.mark.parametrize("millis", [150, 350])
 @pytest.mark.layers("cpu")
 def test_a_spinner_gets_its_share(house: Any, millis: int) -> None:
-    """CPU time used over CPU time offered is the policy's share, within 15 %."""
+    """A spinner has the policy's share in each period in which the kernel held it back, and never more.
+
+    However busy the machine is otherwise: periods in which others kept the CPU from it count for nothing.
+    """
     seconds = millis / 1_000 * 1.5
     code = f"import time\nwhile time.process_time() < {seconds}: pass"
     with house.sandbox(Policy(Limits(cpu_millis=millis))) as sandbox:
         assert sandbox.python(code).exit_code == 0
-        stat = (house.tree._leaf(sandbox.name, "cpu") / "cpu.stat").read_text()
-        periods = int(dict(line.split() for line in stat.splitlines())["nr_periods"])
+        text = (house.tree._leaf(sandbox.name, "cpu") / "cpu.stat").read_text()
+        stat = {name: int(number) for name, number in map(str.split, text.splitlines())}
         used = house.tree.usage(sandbox.name).cpu_seconds
     assert used >= seconds
-    assert used / (periods * 0.1) == pytest.approx(millis / 1_000, rel=0.15)
+    assert stat["nr_throttled"] > 0
+    share_seconds = millis / 1_000 * 0.1
+    assert 0.85 * stat["nr_throttled"] * share_seconds <= used <= 1.15 * stat["nr_periods"] * share_seconds
 
 
 def test_cpu_time_ends_with_its_own_signal(house: Any) -> None:
