@@ -217,7 +217,9 @@ class KillSwitch:
             pass  # those who remain stay STOPPING, and are pursued
         finally:
             self._roster.forget(departures)
-        unconfirmed = departures.remaining | departures.unseen
+        # A repeated request finds some that ended before it came.
+        lost = {worker.worker_id for worker in engaged.targets if _was_lost(worker)}
+        unconfirmed = departures.remaining | departures.unseen | lost
         return Response(
             kill_switch=render.latch(latch),
             active_before=len(engaged.targets),
@@ -326,6 +328,11 @@ def _remembered(tx: Tx, scope: Scope, kept: Response) -> _Engaged:
     targets = tuple(worker for worker in found if worker is not None)
     # Released since, it ends nobody more; whom it had stopped is pursued anyway.
     return _Engaged(latch, targets, stands=tx.latches([scope]).get(scope, Latch(scope)).engaged)
+
+
+def _was_lost(worker: Worker) -> bool:
+    """Return whether *worker* is over by its node's lease, and nobody saw it die."""
+    return worker.exit is not None and worker.exit.reason is EndReason.NODE_LOST
 
 
 def _unavailable(latching: asyncio.Future[_Engaged]) -> bool:

@@ -444,6 +444,27 @@ async def test_who_was_not_seen_dead_is_never_called_killed(open_bench: Any, req
         assert list(confirmed["unconfirmed_worker_ids"]) == [worker.worker_id]
 
 
+async def test_a_repeated_kill_calls_nobody_dead_who_was_lost_meanwhile(
+    open_bench: Any, request_id: Any
+) -> None:
+    """Asked again after a restart, a kill lists as unconfirmed whom their node's lease ended in between."""
+    async with open_bench(lease_seconds=0.3, beat_interval_seconds=0.1) as bench:
+        contract = await bench.contract()
+        node = await bench.node()
+        worker = await bench.born(node, contract.contract_id)
+        await node.hang_up()
+        name = request_id()
+        killing = asyncio.create_task(engage(bench, name, contract_id=contract.contract_id))
+        assert await bench.recorded(contract.contract_id, "kill_switch_engaged")
+        await bench.stop()
+        await asyncio.gather(killing, return_exceptions=True)
+        await bench.start()
+        await bench.wait_audit()
+        assert (await bench.ended(worker.worker_id)).exit.reason == resources_pb2.END_REASON_NODE_LOST
+        response = await engage(bench, name, contract_id=contract.contract_id)
+        assert (list(response.worker_ids), list(response.unconfirmed_worker_ids)) == ([], [worker.worker_id])
+
+
 async def test_a_silent_node_is_cut_off(open_bench: Any) -> None:
     """A node that keeps its stream but does not beat loses it, and then its workers."""
     async with open_bench(lease_seconds=0.3, beat_interval_seconds=0.1) as bench:
