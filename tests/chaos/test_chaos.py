@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,19 +40,25 @@ def test_two_controllers(directory: Path, cluster: Cluster, chaos_seed: int, cha
 def test_partitions(directory: Path, chaos_seed: int, chaos_seconds: float) -> None:
     """However a node is cut off, its workers are dead before anybody else may take their places."""
     report = Report("partitions", chaos_seed)
-    REPORTS.append(report)
-    with Fleet(directory, Size(lease_seconds=4.0, beat_seconds=0.25)) as fleet:
+
+    def cut_off(fleet: Fleet) -> None:
         cut_off_again_and_again(fleet, report, chaos_seconds * 0.2)
         settle(fleet, report)
-    assert not report.wrong, report.wrong
+
+    _run(Fleet(directory, Size(lease_seconds=4.0, beat_seconds=0.25)), report, cut_off)
 
 
 def _weather(fleet: Fleet, report: Report, seconds: float) -> None:
+    _run(fleet, report, lambda fleet: storm(fleet, report, seconds))
+
+
+def _run(fleet: Fleet, report: Report, act: Callable[[Fleet], None]) -> None:
+    """Do *act* with a fleet that runs; whatever goes wrong, print the report and keep the log."""
     REPORTS.append(report)
     with fleet:
         try:
-            storm(fleet, report, seconds)
+            act(fleet)
         except BaseException:
-            report.kept = keep(fleet)
+            report.kept = report.kept or keep(fleet)
             raise
     assert not report.wrong, report.wrong
