@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import grpc
+from google.protobuf import descriptor_pool
 
 from hayflick.v1.errors_pb2 import ErrorReason
-from hayflick_rpc import access
-from hayflick_rpc.errors import HayflickError
+from hayflick_rpc import access, fields
+from hayflick_rpc.errors import HayflickError, invalid_field
 from hayflick_rpc.status import to_status
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import Descriptor
 
 # In quotes: only the stubs of older grpcio know these classes as generic.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -29,7 +33,66 @@ def chain(role: access.Role = access.Role.LOCAL) -> list[grpc.aio.ServerIntercep
     return [
         ErrorInterceptor(),  # outermost: whatever follows may raise HayflickError
         AccessInterceptor(role),
+        *([FieldsInterceptor()] if role is access.Role.WORKER else []),
     ]
+
+
+class _TooMany:
+    """Stands for a message that was not parsed."""
+
+
+class FieldsInterceptor(grpc.aio.ServerInterceptor):
+    """Refuses requests of very many values before they are parsed; see :mod:`hayflick_rpc.fields`.
+
+    Streams of requests pass: what is left of those has no field that repeats.
+    """
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: Details
+    ) -> Handler | None:
+        """Have the bytes looked at first."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return handler
+        message, parse, behaviour = (
+            _input_of(handler_call_details.method),
+            handler.request_deserializer,
+            _behaviour(handler),
+        )
+
+        def deserialize(data: bytes) -> object:
+            if not fields.has_few(data, message):
+                return _TooMany()
+            return data if parse is None else parse(data)
+
+        def require(request: object) -> None:
+            if isinstance(request, _TooMany):
+                raise invalid_field("request", f"has more than {fields.MAX_FIELDS} values")
+
+        if handler.response_streaming:
+
+            async def stream(request: object, context: Context) -> AsyncIterator[Any]:
+                require(request)
+                async for response in behaviour(request, context):
+                    yield response
+
+            return _rebuild(handler, stream, deserialize)
+
+        async def unary(request: object, context: Context) -> Any:  # noqa: ANN401 -- any message
+            require(request)
+            return await behaviour(request, context)
+
+        return _rebuild(handler, unary, deserialize)
+
+
+def _input_of(method: str) -> Descriptor | None:
+    """Return the type of what *method* takes, ``/package.Service/Method``."""
+    service, _, name = method.strip("/").partition("/")
+    try:
+        found = descriptor_pool.Default().FindServiceByName(service).FindMethodByName(name)
+    except KeyError:
+        return None
+    return found.input_type if found is not None else None
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
@@ -122,7 +185,9 @@ def _behaviour(handler: Handler) -> Behaviour:
     return next(kind for kind in kinds if kind is not None)
 
 
-def _rebuild(handler: Handler, behaviour: Behaviour) -> Handler:
+def _rebuild(
+    handler: Handler, behaviour: Behaviour, deserialize: Callable[[bytes], object] | None = None
+) -> Handler:
     makers = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
@@ -132,7 +197,7 @@ def _rebuild(handler: Handler, behaviour: Behaviour) -> Handler:
     make = makers[handler.request_streaming, handler.response_streaming]
     rebuilt: Handler = make(
         behaviour,
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=deserialize or handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
     return rebuilt

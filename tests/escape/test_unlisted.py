@@ -15,7 +15,7 @@ from hayflick.v1 import controller_pb2
 from hayflick.v1 import orchestrator_pb2 as opb
 
 from ..integration.conftest import MIB, reason_of, until
-from .attacks.unlisted import _memory_mib
+from .attacks.unlisted import _from_now, _memory_mib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ class Bystander:
         self._over = threading.Event()
         self.longest_seconds = 0.0
         self._pid = arena.stack.processes["orchestrator"].pid
-        self._before_mib = _memory_mib(self._pid)
+        self._before_mib = _from_now(self._pid)
         self._thread = threading.Thread(target=self._ask)
 
     def _ask(self) -> None:
@@ -183,7 +183,7 @@ def test_what_a_child_starts_from_is_bounded(arena: Arena) -> None:
     """Deep, wide and impossible JSON is refused or taken, and neither controller nor node falls over it."""
     worker = arena.launch(memory_limit_bytes=256 * MIB, **CALLER)
     controller = arena.stack.processes["controller"].pid
-    before_mib = _memory_mib(controller)
+    before_mib = _from_now(controller)
     with Bystander(arena) as bystander:
         ran = arena.run(worker, snapshots)
         assert ran.outcome == "SUCCEEDED", ran

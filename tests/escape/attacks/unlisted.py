@@ -109,7 +109,8 @@ def write_by_memory(facts: Facts) -> Verdict:
         ("truncate", cut),
         ("times", lambda: os.utime(path)),
         ("mode", lambda: os.chmod(path, 0o777)),
-        ("a lease", lambda: _lease(descriptor)),
+        # Of a file of one's own it is one's right; see limits_of_it.
+        *([("a lease", lambda: _lease(descriptor))] if os.stat(path).st_uid != os.getuid() else []),
     ):
         try:
             tries[name] = in_child(way)
@@ -192,7 +193,7 @@ def wear_the_node_down(arena: Arena, words: tuple[str, ...]) -> Verdict:
 
     worker = arena.launch(words, network={"allow_controller": True})
     pid = arena.stack.processes["orchestrator"].pid
-    before = _memory_mib(pid)
+    before = _from_now(pid)
     seconds = []
     for _ in range(3):
         with contextlib.suppress(grpc.RpcError, AssertionError):
@@ -208,8 +209,48 @@ def wear_the_node_down(arena: Arena, words: tuple[str, ...]) -> Verdict:
     )
 
 
+BY_THE_DOOR = """
+import os, grpc
+from hayflick.v1 import resources_pb2, worker_pb2
+def field(message, name, data):
+    number, size, out = message.DESCRIPTOR.fields_by_name[name].number << 3 | 2, len(data), b""
+    while size > 127:
+        out, size = out + bytes([size & 127 | 128]), size >> 7
+    return bytes([number & 127 | 128, number >> 7] if number > 127 else [number]) + out + bytes([size]) + data
+hosts = field(resources_pb2.NetworkPolicy, "allowed_hosts", b"") * VALUES
+network = field(resources_pb2.Resources, "network", hosts)
+body = field(worker_pb2.ReplicateRequest, "request_id", b"escape")
+body += field(worker_pb2.ReplicateRequest, "resources", network)
+channel = grpc.insecure_channel(os.environ["HAYFLICK_WORKER"])
+try:
+    channel.unary_unary("/hayflick.v1.WorkerService/Replicate")(body, timeout=30)
+except grpc.RpcError as error:
+    print(error.code().name, error.details()[:80])
+"""
+
+
+def wear_the_node_down_by_the_door(arena: Arena, words: tuple[str, ...]) -> Verdict:
+    """Make the node slow and large by one request over gRPC that holds a million empty strings."""
+    worker = arena.launch(words, memory_limit_bytes=256 * MIB, network={"allow_controller": True})
+    pid = arena.stack.processes["orchestrator"].pid
+    before = _from_now(pid)
+    code = BY_THE_DOOR.replace("VALUES", str(BOMB_VALUES))
+    ran = arena.shell(worker, f"python3 -I -c '{code}'")
+    growth = _memory_mib(pid) - before
+    said = ran.stdout.decode().strip()
+    assert said, ran
+    return verdict(growth < MAX_GROWTH_MIB, f"the orchestrator grew by {growth} MiB; {said}")
+
+
+def _from_now(pid: int) -> int:
+    """Begin to look for the most memory anew, and return what a process has."""
+    with open(f"/proc/{pid}/clear_refs", "w") as file:
+        file.write("5")  # proc_pid_clear_refs(5)
+    return _memory_mib(pid)
+
+
 def _memory_mib(pid: int) -> int:
-    """Return the most memory that a process has had."""
+    """Return the most memory that a process has had since :func:`_from_now`."""
     with open(f"/proc/{pid}/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) // 1024
 
@@ -321,10 +362,18 @@ ROWS = [
         ("canary-readable", "canary-writable", "no-landlock"),
         faults=("canary-readable",),
         hole=r"^changed",
+        limits_of_it="without subordinate ids a worker has its user's id, and leases on that user's files",
     ),
     Row(
         74,
         wear_the_node_down,
+        ("limits of what is parsed",),
+        ("parse-anything",),
+        where="outside",
+    ),
+    Row(
+        74,
+        wear_the_node_down_by_the_door,
         ("limits of what is parsed",),
         ("parse-anything",),
         where="outside",

@@ -128,6 +128,7 @@ def weaken_budgets() -> None:
     """Spend what is spent already, and count nothing."""
     from hayflick_orchestrator import attempts, tripwires
     from hayflick_orchestrator.denials import Budget
+    from hayflick_rpc import fields
 
     real_take, real_count = Budget.take, frames._require_few_values
     spent = {
@@ -144,6 +145,12 @@ def weaken_budgets() -> None:
         if "parse-anything" not in words():
             real_count(head)
 
+    real_few = fields.has_few
+
+    def few(*arguments: Any) -> bool:
+        return "parse-anything" in words() or real_few(*arguments)
+
+    fields.has_few = few
     Budget.take = take  # type: ignore[method-assign]
     frames._require_few_values = count
 
