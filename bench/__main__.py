@@ -22,6 +22,7 @@ SECTIONS = {
     "sandbox": "sandboxes",
     "launch": "launches",
     "kill": "kills",
+    "deadman": "deadman",
     "controller": "controller",
     "admissions": "admissions",
     "record": "record",

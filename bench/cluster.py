@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from hayflick.v1 import (
     controller_pb2,
@@ -22,10 +23,24 @@ from replication.testing import Services
 MEMORY_BYTES = 64 * 1024 * 1024
 
 
+class Running(Protocol):
+    """Services that run."""
+
+    @property
+    def pids(self) -> Mapping[str, int]:
+        """The process of each service, by its name."""
+
+    def address(self, name: str) -> str:
+        """Return where the service called *name* listens."""
+
+    def close(self) -> None:
+        """End them."""
+
+
 class Cluster:
     """The three services, and stubs to them."""
 
-    def __init__(self, runtime: Services) -> None:
+    def __init__(self, runtime: Running) -> None:
         self.runtime = runtime
         self.channels = [connect(runtime.address(name)) for name in ("controller", "orchestrator")]
         self.controller = controller_pb2_grpc.ControllerServiceStub(self.channels[0])
@@ -35,7 +50,14 @@ class Cluster:
     @contextlib.asynccontextmanager
     async def open(cls) -> AsyncIterator[Cluster]:
         """Yield fresh services."""
-        with contextlib.closing(Services()) as runtime:
+        async with cls.of(Services()) as cluster:
+            yield cluster
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def of(cls, services: Running) -> AsyncIterator[Cluster]:
+        """Yield stubs to *services*, and end these afterwards."""
+        with contextlib.closing(services) as runtime:
             cluster = cls(runtime)
             try:
                 yield cluster
