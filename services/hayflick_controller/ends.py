@@ -71,8 +71,3 @@ def reported(worker: Worker, exit_: Exit) -> Exit:
     if worker.stop_reason is not None and exit_.reason is EndReason.KILLED:
         return replace(exit_, reason=worker.stop_reason, detail=exit_.detail or worker.stop_detail)
     return exit_
-
-
-def exit_of(worker: Worker, now_us: int, fallback: EndReason) -> Exit:
-    """Return how a worker ended that was told to stop."""
-    return Exit(worker.stop_reason or fallback, now_us, worker.stop_detail)

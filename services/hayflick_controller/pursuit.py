@@ -177,11 +177,7 @@ class Pursuit:
 
         def exit_of(worker: Worker) -> Exit:
             known = told.get(worker.worker_id)
-            return (
-                ends.exit_of(worker, now_us, kill.reason)
-                if known is None
-                else ends.reported(worker, known[0])
-            )
+            return _exit_of(worker, kill, now_us, None if known is None else known[0])
 
         def freshen(worker: Worker) -> Worker:
             known = told.get(worker.worker_id)
@@ -237,6 +233,24 @@ def _told(result: Result, now_us: int) -> dict[str, tuple[Exit, Usage]]:
         except HayflickError as error:
             log.warning("the end of worker %.64s is told wrongly: %s", end.worker_id, error.message)
     return told
+
+
+def _exit_of(worker: Worker, kill: Kill, now_us: int, told: Exit | None) -> Exit:
+    """Return how *worker* ended by *kill*, given what its node told of it.
+
+    Whoever descends from the one that was meant dies of that, and not of its
+    ancestor's own reason: it may well have been launched, and heard of.
+    """
+    reason, detail = kill.reason, kill.detail
+    if worker.stop_reason is not None:
+        reason, detail = worker.stop_reason, worker.stop_detail
+    elif worker.worker_id not in kill.worker_ids and reason is not EndReason.KILL_SWITCH:
+        reason, detail = EndReason.KILLED, ends.ANCESTOR_ENDED
+    if told is None:
+        return Exit(reason, now_us, detail)
+    if told.reason not in (EndReason.KILLED, kill.reason):
+        return told  # it ended by itself before
+    return replace(told, reason=reason, detail=detail if told.detail in ("", kill.detail) else told.detail)
 
 
 def plan(workers: Sequence[Worker], latches: Sequence[Latch]) -> list[Kill]:

@@ -15,6 +15,7 @@ from hayflick_controller import pursuit
 from hayflick_rpc import wire
 
 ENDED = resources_pb2.STATE_ENDED
+LAUNCH_FAILED = resources_pb2.END_REASON_LAUNCH_FAILED
 
 
 async def engage(
@@ -232,6 +233,25 @@ async def test_the_stillborn_are_ended(open_bench: Any) -> None:
         assert ended.exit.detail == "never began to run"
         assert node.workers == {running.worker_id}
         assert (await bench.worker(running.worker_id)).state == resources_pb2.STATE_RUNNING
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_who_dies_with_an_ancestor_was_killed(open_bench: Any, told: bool) -> None:
+    """A worker that ran and died with an ancestor that never did was killed, and did not fail to launch."""
+    async with open_bench(start_timeout_seconds=2.0) as bench:
+        contract = await bench.contract()
+        node = await bench.node()
+        root = await bench.born(node, contract.contract_id)
+        child = await bench.born(node, contract.contract_id, root.worker_id)
+        family = [root.worker_id, child.worker_id]
+        ends = [
+            pb.WorkerEnd(worker_id=name, exit=resources_pb2.Exit(reason=LAUNCH_FAILED)) for name in family
+        ]
+        # As a node does: it ends the whole subtree, and says of all why it was told to.
+        node.carry_out = lambda _: pb.OrderResult(worker_ids=family, ends=ends if told else [])
+        await node.beat(workers=[child.worker_id])
+        assert (await bench.ended(child.worker_id)).exit.reason == resources_pb2.END_REASON_KILLED
+        assert (await bench.ended(root.worker_id)).exit.reason == LAUNCH_FAILED
 
 
 async def test_a_pursuit_outlives_the_controller(bench: Any, request_id: Any) -> None:
