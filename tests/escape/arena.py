@@ -433,12 +433,27 @@ def running_arena(
         undo.callback(os.environ.pop, "SECRET_TOKEN", None)
         if weak:
             (directory / "weakening.json").write_text(json.dumps(sorted(words)))
+        if weak:
+            undo.callback(end_survivors, directory)
         kind = (TurnedWeakStack if weak else TurnedStack) if turned else (WeakStack if weak else Stack)
         stack = kind(directory, orchestrator=options)
         undo.callback(stack.close)
         arena = Arena(stack, grounds)
         undo.callback(arena.clear)
         yield arena
+
+
+def end_survivors(directory: Path) -> None:
+    """End what a weak zygote of *directory* forked and what outlived it, as some weakenings have it.
+
+    Control groups would end it, where an ordinary user has any.
+    """
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+                if words[-2:] == [os.fsencode(WEAK / "zygote.py"), os.fsencode(directory)]:
+                    os.kill(int(entry.name), signal.SIGKILL)
 
 
 def task_of(function: Callable[[Any], Any]) -> Task:
