@@ -27,6 +27,7 @@ from hayflick_controller.quarantine import Quarantine
 from hayflick_controller.receipts import Issuer, Signer
 from hayflick_controller.registry import Registry
 from hayflick_controller.roster import Roster
+from hayflick_controller.standing_orders import StandingOrders
 from hayflick_controller.store import names
 from hayflick_controller.store.sql import postgres_store, sqlite_store
 from hayflick_controller.watch import Broadcast
@@ -68,6 +69,7 @@ class Controller:
         self._roster = Roster()
         self._broadcast = Broadcast()
         self._pursuit = Pursuit(store, self._roster, clock)
+        self._standing = StandingOrders(self._pursuit.links, self._roster)
         self._outbox: Outbox | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._pursuing: asyncio.Task[None] | None = None
@@ -121,8 +123,8 @@ class Controller:
         self.deaths = Deaths(self._decisions, self._pursuit, self._roster, self.clock)
         issuer = Issuer(signer, self._store.identity.controller_id)
         self.kill_switch = KillSwitch(self._decisions, self._pursuit, self._roster, self.clock, issuer)
-        self.quarantine = Quarantine(self._decisions, self._pursuit, self._roster, self.clock)
-        self.narrowing = Narrowing(self._decisions, self._pursuit, self.clock)
+        self.quarantine = Quarantine(self._decisions, self._standing, self._roster, self.clock)
+        self.narrowing = Narrowing(self._decisions, self._standing, self._roster, self.clock)
         await self.nodes.open()
         started = events.controller_started(
             self._store.identity, signer.key_id, signer.public_key, self.clock()
@@ -132,6 +134,9 @@ class Controller:
         if config.database is not None:
             self._hear_peers(config.database)
         self._pursuing = asyncio.create_task(self._pursuit.run(), name="pursuit")
+        self._standing.start(
+            self.quarantine.pursue_freezes, self.quarantine.pursue_thaws, self.narrowing.pursue
+        )
         self._chores = Chores(
             Chore("leases", config.lease_seconds / 15, self._enforce_leases),
             Chore("heartbeats", config.flush_interval_seconds, self.nodes.write_beats),
@@ -145,17 +150,13 @@ class Controller:
     def _hear_peers(self, url: str) -> None:
         from hayflick_controller.store.notices import Notices
 
-        self._peers = Peers(self._store, self._roster, self._pursuit, self._freeze_here)
+        self._peers = Peers(self._store, self._roster, self._pursuit, self._standing)
         self._notices = Notices(url, self._store.identity.controller_id, self._peers.hear)
 
-    async def _freeze_here(self) -> None:
-        await asyncio.gather(*(self.quarantine.freeze_again(link) for link in self.nodes.connected()))
-
-    def welcomed(self, link: Link) -> None:
-        """A node was admitted: end and freeze there what must be."""
+    def welcomed(self) -> None:
+        """A node was admitted: end, freeze and narrow there what must be."""
         self._pursuit.kick()
-        self._spawn(self.quarantine.freeze_again(link))
-        self._spawn(self.narrowing.narrow_again(link))
+        self._standing.kick()
 
     def tripped(self, link: Link, report: Report) -> None:
         """A node froze some of its workers by itself: make a quarantine of it."""
@@ -193,6 +194,7 @@ class Controller:
         if self._pursuing is not None:
             self._pursuing.cancel()
             await asyncio.gather(self._pursuing, return_exceptions=True)
+        await self._standing.close()
         await self._pursuit.close()
         await self.nodes.settle()
         while self._tasks:

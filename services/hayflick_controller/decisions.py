@@ -104,6 +104,11 @@ class Decisions:
         """Whether the logger answers; without it nothing is decided but denials and containment."""
         return self._outbox.up
 
+    @property
+    def shared(self) -> bool:
+        """Whether other controllers may decide on the same database."""
+        return self._store.shared
+
     async def take(
         self,
         request: Request,

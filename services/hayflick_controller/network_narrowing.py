@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,16 +19,16 @@ from hayflick.v1.errors_pb2 import ErrorReason
 from hayflick_controller import events, licences, render
 from hayflick_controller.killswitch import require_worker
 from hayflick_controller.model import NetworkPolicy, Worker
+from hayflick_controller.standing_orders import Answer, Standing, Verb
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
     from hayflick_controller.clock import Clock
     from hayflick_controller.decisions import Decisions, Request
     from hayflick_controller.links import Link
-    from hayflick_controller.pursuit import Pursuit
+    from hayflick_controller.roster import Roster
+    from hayflick_controller.standing_orders import StandingOrders
     from hayflick_controller.store import Tx
-
-ORDER_TIMEOUT_SECONDS = 10.0
 
 Response = controller_pb2.NarrowNetworkResponse
 
@@ -55,9 +55,10 @@ class _Narrowed:
 class Narrowing:
     """See the module."""
 
-    def __init__(self, decisions: Decisions, pursuit: Pursuit, clock: Clock) -> None:
+    def __init__(self, decisions: Decisions, standing: StandingOrders, roster: Roster, clock: Clock) -> None:
         self._decisions = decisions
-        self._pursuit = pursuit
+        self._standing = standing
+        self._roster = roster
         self._clock = clock
 
     async def narrow(self, request: Request, worker_id: str, network: NetworkPolicy, reason: str) -> Response:
@@ -70,18 +71,17 @@ class Narrowing:
                 NOT_NARROWER, naming the field; LIMIT_NOT_ENFORCEABLE when its
                 own loopback were to be taken; SERVICE_UNAVAILABLE when a node
                 did not confirm. The decision stands then, and the node is told
-                again when it returns.
+                again until it does.
         """
         return await self._decisions.finish(self._narrow(request, worker_id, network, reason))
 
-    async def narrow_again(self, link: Link) -> None:
-        """Tell a node that has just connected what was taken from its workers."""
-
-        def read(tx: Tx) -> list[Worker]:
-            return [worker for worker in tx.live_workers(node_id=link.node_id) if worker.network is not None]
-
-        for worker in await self._decisions.record(read):
-            await self._carry(link, worker)
+    async def pursue(self) -> None:
+        """Tell the nodes again what was taken from their workers, as long as it is not in force."""
+        for worker_id, network in self._roster.narrowed().items():
+            link = self._standing.link(self._roster.place(worker_id)[0])
+            standing = Standing(Verb.NARROW, worker_id, network)
+            if link is not None and not self._standing.in_force(link, standing):
+                self._standing.pursue(link, standing, _nothing_to_record)
 
     async def _narrow(
         self, request: Request, worker_id: str, network: NetworkPolicy, reason: str
@@ -123,29 +123,30 @@ class Narrowing:
 
     async def _carry_out(self, narrowed: _Narrowed) -> None:
         """Tell each node of each of its workers, and wait until all is in force."""
-        errors = await asyncio.gather(
-            *(self._carry(self._pursuit.links.get(worker.node_id), worker) for worker in narrowed.affected)
+        answers = await asyncio.gather(
+            *[self._carry(self._standing.link(worker.node_id), worker) for worker in narrowed.affected]
         )
-        if failed := [error for error in errors if error]:
+        if failed := [error for _, error in answers if error]:
             raise HayflickError(
                 ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE,
-                f"not confirmed by a node, which is told again when it returns: {failed[0]}"[:1_000],
+                f"not confirmed by a node, which is told again until it does: {failed[0]}"[:1_000],
                 metadata={"service": "orchestrator", "worker_id": narrowed.worker.worker_id},
             )
 
-    async def _carry(self, link: Link | None, worker: Worker) -> str:
-        """Return why *worker* is not narrowed on its node; empty when it is."""
+    def _carry(self, link: Link | None, worker: Worker) -> Awaitable[Answer]:
+        """Tell the node of *worker*; await why it is not narrowed there, empty when it is."""
         if link is None:
-            return f"node {worker.node_id} is not connected"
-        network = render.network(worker.resources.network)
-        order = controller_pb2.NarrowNetworkOrder(worker_id=worker.worker_id, network=network)
-        try:
-            async with asyncio.timeout(ORDER_TIMEOUT_SECONDS):
-                result = await link.order(controller_pb2.Order(narrow_network=order))
-        except (TimeoutError, HayflickError) as error:
-            log.warning("node %s did not confirm a narrower network of %s", link.node_id, worker.worker_id)
-            return str(error) or f"node {link.node_id} did not answer in time"
-        return result.error
+            return _away(worker.node_id)
+        return self._standing.give(link, Standing(Verb.NARROW, worker.worker_id, worker.resources.network))
+
+
+async def _away(node_id: str) -> Answer:
+    return (), f"node {node_id} is not connected"
+
+
+async def _nothing_to_record(link: Link, answer: Answer) -> None:
+    if answer[1]:
+        log.warning("node %s does not narrow: %s", link.node_id, answer[1])
 
 
 def _check(worker: Worker, wanted: NetworkPolicy) -> None:

@@ -10,10 +10,9 @@ from hayflick_controller.model import State, Worker
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from hayflick_controller.pursuit import Pursuit
     from hayflick_controller.roster import Roster
+    from hayflick_controller.standing_orders import StandingOrders
     from hayflick_controller.store import Store, Tx
     from hayflick_controller.store.protocol import Notice
 
@@ -29,16 +28,14 @@ class Peers:
         store: Shared with them.
         roster: Follows what is read, and wakes those who wait for a departure.
         pursuit: Gives our own nodes the orders that a change calls for.
-        freeze: Freezes again what is quarantined on our nodes.
+        standing: Freezes what is quarantined on our nodes.
     """
 
-    def __init__(
-        self, store: Store, roster: Roster, pursuit: Pursuit, freeze: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, store: Store, roster: Roster, pursuit: Pursuit, standing: StandingOrders) -> None:
         self._store = store
         self._roster = roster
         self._pursuit = pursuit
-        self._freeze = freeze
+        self._standing = standing
         self._workers: set[str] = set()
         self._quarantined = False
         self._all = False
@@ -69,7 +66,7 @@ class Peers:
             try:
                 await self._read(workers, everyone=everyone)
                 if quarantined:
-                    await self._freeze()
+                    self._standing.kick()
             except HayflickError as error:
                 log.warning("changes of other controllers wait: %s", error.message)
                 self._workers |= workers

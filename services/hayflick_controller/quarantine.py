@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,18 +16,17 @@ from hayflick_controller import events, lineage
 from hayflick_controller.killswitch import require_worker
 from hayflick_controller.model import Latch, Scope, ScopeKind, State, Worker
 from hayflick_controller.outbox import unavailable
+from hayflick_controller.standing_orders import Standing, Verb
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
     from hayflick_controller.clock import Clock
     from hayflick_controller.decisions import Decisions, Request
     from hayflick_controller.links import Link
-    from hayflick_controller.pursuit import Pursuit
     from hayflick_controller.roster import Roster
+    from hayflick_controller.standing_orders import Answer, StandingOrders
     from hayflick_controller.store import Tx
     from hayflick_controller.tripwires import Report
-
-ORDER_TIMEOUT_SECONDS = 10.0
 
 FREEZABLE = frozenset({State.STARTING, State.RUNNING})
 
@@ -45,11 +45,14 @@ class _Turned:
 class Quarantine:
     """See the module."""
 
-    def __init__(self, decisions: Decisions, pursuit: Pursuit, roster: Roster, clock: Clock) -> None:
+    def __init__(self, decisions: Decisions, standing: StandingOrders, roster: Roster, clock: Clock) -> None:
         self._decisions = decisions
-        self._pursuit = pursuit
+        self._standing = standing
         self._roster = roster
         self._clock = clock
+        self._families: dict[Latch, tuple[str, ...]] = {}
+        self._releasing: Counter[str] = Counter()
+        self._released: set[str] = set()
 
     async def engage(
         self, request: Request, worker_id: str, reason: str
@@ -61,7 +64,7 @@ class Quarantine:
         Raises:
             HayflickError: WORKER_UNKNOWN; WORKER_NOT_RUNNING when it has ended;
                 SERVICE_UNAVAILABLE when no node confirmed the freeze. The births
-                stay forbidden then, and the node is told again when it returns.
+                stay forbidden then, and the node is told again until it does.
         """
         confirmed = await self._decisions.finish(self._turn(request, worker_id, reason, engaged=True))
         return controller_pb2.QuarantineWorkerResponse(worker_ids=confirmed)
@@ -73,9 +76,10 @@ class Quarantine:
 
         Raises:
             HayflickError: WORKER_UNKNOWN; AUDIT_UNAVAILABLE; SERVICE_UNAVAILABLE
-                when no node confirmed the thaw.
+                when no node confirmed the thaw. It is released all the same then,
+                and the node is told again until it thaws.
         """
-        confirmed = await self._decisions.finish(self._turn(request, worker_id, reason, engaged=False))
+        confirmed = await self._decisions.finish(self._release(request, worker_id, reason))
         return controller_pb2.ReleaseQuarantineResponse(worker_ids=confirmed)
 
     async def trip(self, link: Link, report: Report) -> None:
@@ -138,24 +142,70 @@ class Quarantine:
         tx.record(event)
         return latch
 
-    async def freeze_again(self, link: Link) -> None:
-        """Freeze what is quarantined on a node that has just connected, and record whom it froze."""
+    async def pursue_freezes(self) -> None:
+        """Order again each freeze that a latch calls for and that is not in force, or not of everybody."""
+        living, known = self._roster.known(), self._families
 
-        def read(tx: Tx) -> list[str]:
-            roots = [latch.scope.id for latch in tx.engaged() if latch.scope.kind is ScopeKind.QUARANTINE]
-            frozen = [tx.worker(worker_id) for worker_id in roots]
-            return [
-                worker.worker_id
-                for worker in frozen
-                if worker is not None
-                and any(found.node_id == link.node_id for found in tx.live_workers(path=worker.path))
-            ]
+        def read(tx: Tx) -> dict[Latch, tuple[str, ...]]:
+            # Nobody is born below an engaged latch, so its family is read once.
+            latches = [latch for latch in tx.engaged() if latch.scope.kind is ScopeKind.QUARANTINE]
+            return {
+                latch: known[latch] if latch in known else _family(tx, latch)
+                for latch in latches
+                if latch.scope.id in living
+            }
 
-        for worker_id in await self._decisions.record(read):
-            confirmed, _ = await self._carry(link, worker_id, engaged=True)
-            if confirmed:
-                # Else they would be ended for their silence, which is our own doing.
-                await self._decisions.record(partial(self._write_states, worker_ids=confirmed, engaged=True))
+        self._families = await self._decisions.record(read)
+        for latch, family in self._families.items():
+            standing = Standing(Verb.FREEZE, latch.scope.id, latch.epoch)
+            states: defaultdict[str, set[State | None]] = defaultdict(set)
+            for worker_id in family:
+                node_id, state = self._roster.place(worker_id)
+                states[node_id].add(state)
+            for node_id, found in states.items():
+                link = self._standing.link(node_id)
+                if link is not None and (found & FREEZABLE or not self._standing.in_force(link, standing)):
+                    self._standing.pursue(link, standing, partial(self._settle, engaged=True))
+
+    async def pursue_thaws(self) -> None:
+        """Order again each thaw that is not in force, once its release is on record.
+
+        A thaw is called for by whoever is recorded as frozen, and held by no latch;
+        and by an order that was given and not confirmed.
+        """
+        held = {worker_id for family in self._families.values() for worker_id in family}
+        adrift = [
+            worker_id
+            for worker_id in self._roster.quarantined()
+            if worker_id not in held and self._standing.link(self._roster.place(worker_id)[0])
+        ]
+        open_ = [
+            (link.node_id, standing.worker_id) for link, standing in self._standing.unconfirmed(Verb.THAW)
+        ]
+        if not adrift and not open_:
+            return
+        position = await self._decisions.record(lambda tx: tx.position)
+        if not await self._decisions.wait_recorded(position):
+            return
+        for node_id, latch in await self._decisions.record(lambda tx: _releases(tx, adrift, open_)):
+            root_id, link = latch.scope.id, self._standing.link(node_id)
+            # Another controller's release is on record when that one says so; see docs/controllers.md.
+            seen = root_id in self._released or not self._decisions.shared
+            if link is not None and seen and not self._releasing[root_id]:
+                standing = Standing(Verb.THAW, root_id, latch.epoch)
+                self._standing.pursue(link, standing, partial(self._settle, engaged=False))
+
+    async def _settle(self, link: Link, answer: Answer, *, engaged: bool) -> None:
+        here = [worker_id for worker_id in answer[0] if self._roster.place(worker_id)[0] == link.node_id]
+        if here:
+            await self._decisions.record(lambda tx: self._write_states(tx, here, engaged=engaged))
+
+    async def _release(self, request: Request, worker_id: str, reason: str) -> list[str]:
+        self._releasing[worker_id] += 1  # nobody thaws before the release is on record
+        try:
+            return await self._turn(request, worker_id, reason, engaged=False)
+        finally:
+            self._releasing -= Counter([worker_id])
 
     async def _turn(self, request: Request, worker_id: str, reason: str, *, engaged: bool) -> list[str]:
         scope = Scope(ScopeKind.QUARANTINE, worker_id)
@@ -187,6 +237,8 @@ class Quarantine:
             )
             await self._freeze(again)  # whoever was born meanwhile
             raise unavailable("the logger did not answer in time")
+        if not engaged:
+            self._released = {worker_id, *(self._released & self._roster.known())}
         confirmed = await self._carry_out(turned, engaged=engaged)
 
         def complete(tx: Tx) -> int:
@@ -205,16 +257,27 @@ class Quarantine:
             HayflickError: SERVICE_UNAVAILABLE when there was something to confirm
                 and nobody did.
         """
-        node_ids = {worker.node_id for worker in turned.affected}
-        links = [self._pursuit.links[node_id] for node_id in sorted(node_ids & self._pursuit.links.keys())]
+        scope = turned.latch.scope
+        # Turned since, by another request, it is that one's order which must stand.
+        latch = (
+            turned.latch if engaged else await self._decisions.record(lambda tx: tx.latches([scope])[scope])
+        )
+        standing = Standing(Verb.FREEZE if engaged else Verb.THAW, scope.id, latch.epoch)
+        links = [self._standing.link(node_id) for node_id in sorted({one.node_id for one in turned.affected})]
         answers = await asyncio.gather(
-            *(self._carry(link, turned.worker.worker_id, engaged=engaged) for link in links)
+            *[
+                self._standing.give(link, standing)
+                for link in links
+                if link is not None and latch.engaged is engaged
+            ]
         )
         confirmed = sorted({worker_id for ids, _ in answers for worker_id in ids})
         # A thaw may free nobody: another quarantine still holds them.
-        carried_out = not engaged and any(not error for _, error in answers)
+        carried_out = not engaged and (latch.engaged or any(not error for _, error in answers))
         if not confirmed and turned.affected and not carried_out:
-            errors = "; ".join(error for _, error in answers if error) or "its node is not connected"
+            errors = "; ".join(error for _, error in answers if error) or (
+                "not in time" if answers else "its node is not connected, or it was turned since"
+            )
             held = "births stay forbidden" if engaged else "births are allowed again"
             raise HayflickError(
                 ErrorReason.ERROR_REASON_SERVICE_UNAVAILABLE,
@@ -222,20 +285,6 @@ class Quarantine:
                 metadata={"service": "orchestrator", "worker_id": turned.worker.worker_id},
             )
         return confirmed
-
-    async def _carry(self, link: Link, worker_id: str, *, engaged: bool) -> tuple[list[str], str]:
-        order = controller_pb2.Order()
-        if engaged:
-            order.freeze.worker_id = worker_id
-        else:
-            order.thaw.worker_id = worker_id
-        try:
-            async with asyncio.timeout(ORDER_TIMEOUT_SECONDS):
-                result = await link.order(order)
-        except (TimeoutError, HayflickError) as error:
-            log.warning("node %s did not confirm a freeze or thaw of %s", link.node_id, worker_id)
-            return [], str(error) or f"node {link.node_id} did not answer in time"
-        return list(result.worker_ids), result.error
 
     def _write_states(self, tx: Tx, worker_ids: Sequence[str], *, engaged: bool) -> None:
         found = [tx.worker(worker_id) for worker_id in worker_ids]
@@ -264,6 +313,34 @@ class Quarantine:
         latch = self._put(tx, turned.latch, turned.worker, affected, reason)
         tx.forget(request.request_id)
         return replace(turned, latch=latch, affected=affected)
+
+
+def _family(tx: Tx, latch: Latch) -> tuple[str, ...]:
+    worker = tx.worker(latch.scope.id)
+    found = [] if worker is None else tx.live_workers(path=worker.path)
+    return tuple(member.worker_id for member in found)
+
+
+def _releases(tx: Tx, worker_ids: Iterable[str], open_: Iterable[tuple[str, str]]) -> set[tuple[str, Latch]]:
+    """Return, each with a node, the released quarantines whose thaw is not in force there.
+
+    Args:
+        tx: Where they are read.
+        worker_ids: Who seems to be frozen for nothing.
+        open_: Nodes that were ordered a thaw and did not confirm it, and of whom.
+    """
+    found = [tx.worker(worker_id) for worker_id in worker_ids]
+    frozen = [worker for worker in found if worker is not None and worker.state is State.QUARANTINED]
+    held = _frozen(tx, frozen)
+    loose = [worker for worker in frozen if worker.worker_id not in held]
+    wanted = {(worker.node_id, member) for worker in loose for member in lineage.members(worker.path)}
+    wanted.update(open_)
+    latches = tx.latches({Scope(ScopeKind.QUARANTINE, root_id) for _, root_id in wanted})
+    return {
+        (node_id, latch)
+        for node_id, root_id in wanted
+        if (latch := latches.get(Scope(ScopeKind.QUARANTINE, root_id))) is not None and not latch.engaged
+    }
 
 
 def _frozen(tx: Tx, workers: Iterable[Worker]) -> set[str]:

@@ -16,7 +16,7 @@ from hayflick_controller.model import EndReason, State
 from hayflick_controller.store.protocol import Beat
 
 if TYPE_CHECKING:
-    from hayflick_controller.model import Usage, Worker
+    from hayflick_controller.model import NetworkPolicy, Usage, Worker
     from hayflick_controller.store import Commit
 
 
@@ -56,6 +56,7 @@ class Roster:
     def __init__(self) -> None:
         self._workers: dict[str, tuple[str, State]] = {}
         self._expire_us: dict[str, int] = {}
+        self._narrowed: dict[str, NetworkPolicy] = {}
         self._beats: dict[str, Beat] = {}
         self._unwritten: set[str] = set()
         self._departures: set[Departures] = set()
@@ -73,6 +74,7 @@ class Roster:
                 continue
             self._workers.pop(worker.worker_id, None)
             self._expire_us.pop(worker.worker_id, None)
+            self._narrowed.pop(worker.worker_id, None)
             self._beats.pop(worker.worker_id, None)
             self._unwritten.discard(worker.worker_id)
             seen = worker.exit is None or worker.exit.reason is not EndReason.NODE_LOST
@@ -83,6 +85,8 @@ class Roster:
         self._workers[worker.worker_id] = (worker.node_id, worker.state)
         if worker.expire_us is not None:
             self._expire_us[worker.worker_id] = worker.expire_us
+        if worker.network is not None:
+            self._narrowed[worker.worker_id] = worker.network
 
     def known(self) -> frozenset[str]:
         """Return the living."""
@@ -100,6 +104,18 @@ class Roster:
     def starting(self) -> list[str]:
         """Return the workers that were not yet heard of as running."""
         return [worker_id for worker_id, (_, state) in self._workers.items() if state is State.STARTING]
+
+    def quarantined(self) -> list[str]:
+        """Return the workers that are recorded as frozen."""
+        return [worker_id for worker_id, (_, state) in self._workers.items() if state is State.QUARANTINED]
+
+    def place(self, worker_id: str) -> tuple[str, State | None]:
+        """Return where a worker lives, and its state; nowhere when it does not."""
+        return self._workers.get(worker_id, ("", None))
+
+    def narrowed(self) -> dict[str, NetworkPolicy]:
+        """Return what is left to the workers from whom some of their network policy was taken."""
+        return dict(self._narrowed)
 
     def beat(self, worker_id: str, heard_us: int, usage: Usage) -> None:
         """Take a beat of a live worker."""

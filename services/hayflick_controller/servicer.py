@@ -143,7 +143,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
                     stop_worker_ids=welcome.stop_worker_ids,
                 )
             )
-            controller.welcomed(link)
+            controller.welcomed()
             async with contextlib.aclosing(link.outgoing()) as outgoing:
                 async for message in outgoing:
                     yield message

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from hayflick.v1.resources_pb2 import NetworkPolicy
+
 if TYPE_CHECKING:
-    from hayflick.v1.resources_pb2 import NetworkPolicy
     from hayflick_orchestrator.supervisor import Everyone
     from hayflick_orchestrator.workers import Worker
 
@@ -31,5 +32,8 @@ async def _apply(worker: Worker, network: NetworkPolicy) -> None:
     # First what our own answers go by, then what holds without us.
     worker.record.resources.network.CopyFrom(network)
     for door in tuple(worker.doors.values()):
-        await door.narrow(network)
+        # The newest word: an order that came later may have been carried out meanwhile.
+        left = NetworkPolicy()
+        left.CopyFrom(worker.record.resources.network)
+        await door.narrow(left)
     log.info("worker %s has a narrower network policy", worker.worker_id)

@@ -356,7 +356,7 @@ class Controller:
             NotFound: There is no such worker.
             NotAllowed: *network* is wider in some field than what it has.
             LimitNotEnforceable: Its own loopback were to be taken, which lasts as long as it lives.
-            ServiceUnavailable: A node did not confirm; it is told again when it returns.
+            ServiceUnavailable: A node did not confirm; it is told again until it does.
         """
         request = controller_pb2.NarrowNetworkRequest(
             request_id=_rpc.request_id(), worker_id=_worker_id(worker_id), reason=_reason(reason)
