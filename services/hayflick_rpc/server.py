@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor_pool import DescriptorPool
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path less its NUL; unix(7)
+STOP_SECONDS = 20.0
+"""How long a service may take to end, beyond the time that its running calls have."""
+EXIT_STUCK = 1
 
 Register = Callable[[grpc.aio.Server], Sequence[str]]
 Step = Callable[[], Awaitable[None]]
@@ -93,12 +97,17 @@ async def serve(
         lifeline_fd: A descriptor whose end-of-file means that the parent is gone.
         drain_seconds: How long running calls may go on after the signal.
 
+    What stands still at the end (a database that does not answer) keeps no service: STOP_SECONDS
+    after the calls should have ended, the process leaves as a crash would end it.
+
     Raises:
         OSError: EADDRINUSE when a live service holds the socket, or the
             directory cannot be made safe.
     """
     path = socket_path(listen)
     stop = asyncio.Event()
+    leave = threading.Timer(drain_seconds + STOP_SECONDS, _leave, (path,))
+    leave.daemon = True
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -118,13 +127,25 @@ async def serve(
             async with _lifeline(lifeline_fd, stop):
                 await stop.wait()
             log.info("stopping")
+            leave.start()
             await status.enter_graceful_shutdown()
             if on_drain is not None:
                 await on_drain()
             await server.stop(drain_seconds)
     finally:
-        if on_stop is not None:
-            await on_stop()
+        try:
+            if on_stop is not None:
+                await on_stop()
+        finally:
+            leave.cancel()
+
+
+def _leave(path: Path) -> None:
+    # A thread of its own, for the event loop may be what stands still. Whatever is
+    # acknowledged is durable, and the next start takes up the rest.
+    log.error("could not end in time; leaving as it is")
+    path.unlink(missing_ok=True)
+    os._exit(EXIT_STUCK)
 
 
 def socket_path(listen: str) -> Path:
