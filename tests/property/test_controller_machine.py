@@ -33,5 +33,5 @@ def test_any_history_keeps_every_promise() -> None:
 @pytest.mark.timeout(900)
 def test_many_long_histories_keep_every_promise() -> None:
     """The same holds for longer histories, and for as many of them as HAYFLICK_HISTORIES says."""
-    count = int(os.environ.get("HAYFLICK_HISTORIES", "12"))
+    count = int(os.environ.get("HAYFLICK_HISTORIES", "30"))
     run_state_machine_as_test(Machine, settings=settings(COMMON, max_examples=count, stateful_step_count=80))

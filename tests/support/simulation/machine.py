@@ -251,6 +251,7 @@ class MachineBase(RuleBasedStateMachine):
         for worker in self.model.workers.values():
             self._follow_beats(worker, seen[worker.worker_id])
             self._follow_time(worker, seen[worker.worker_id])
+            self._follow_standing(worker, seen[worker.worker_id])
         self._follow_losses(seen)
         while confirmed := [it for it in self.model.workers.values() if self._is_confirmed(it, seen)]:
             self.model.end((it, it.stop_reason) for it in confirmed)
@@ -267,6 +268,14 @@ class MachineBase(RuleBasedStateMachine):
                 worker.node_id,
             )
             self._check_overdue(worker)
+
+    def _follow_standing(self, worker: Worker, found: resources_pb2.Worker) -> None:
+        """Let a freeze or thaw that stands come to pass in the model, if the controller says that it did."""
+        state, held = _state(found), bool(self.model.quarantined.intersection(worker.path))
+        freezable = (expected.STARTING, expected.RUNNING)
+        frozen = held and worker.state in freezable and state == expected.QUARANTINED
+        if frozen or (not held and worker.state == expected.QUARANTINED and state in freezable):
+            worker.state = state
 
     def _follow_time(self, worker: Worker, found: resources_pb2.Worker) -> None:
         """Let happen in the model what its time has come for, if the controller says that it did."""
