@@ -40,14 +40,14 @@ def policy(upstream: socket.socket, **more: Any) -> NetworkPolicy:
     return NetworkPolicy(**fields)
 
 
-HOLD = """
+CONNECT = """
 import socket, sys, time
 sock = socket.create_connection(("127.0.0.1", 3128))
 sock.sendall(b"CONNECT 127.0.0.1:%s HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n" % sys.argv[1].encode())
 print(sock.recv(100)[:12], flush=True)
 print(sock.recv(100), flush=True)
-time.sleep(100)
 """
+HOLD = f"{CONNECT}time.sleep(100)\n"
 
 
 def hold(stack: Stack, worker: Worker, upstream: socket.socket) -> tuple[Any, socket.socket]:
@@ -82,7 +82,7 @@ def test_all_doors_shut_at_once(stack: Stack, upstream: socket.socket) -> None:
     assert stack.worker(worker.worker_id).manifest.resources.network.allow_controller
     ran = stack.run(
         worker,
-        command("python", "-c", HOLD, str(upstream.getsockname()[1])),
+        command("python", "-c", CONNECT, str(upstream.getsockname()[1])),
         keep=True,
     )
     assert b"403" in ran.stdout.splitlines()[0], ran
