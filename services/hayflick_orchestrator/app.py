@@ -82,9 +82,13 @@ class Orchestrator:
         self._outbox = config.data_dir.absolute() / "outbox"
         self._spool = Spool(self._outbox, source)
         self._audit = AuditClient(
-            config.logger, source, keep=self._spool.append, on_acknowledged=self._spool.acknowledged
+            config.logger,
+            source,
+            keep=self._spool.append,
+            reread=self._spool.read,
+            on_acknowledged=self._acknowledged,
         )
-        self._records = Records(self._audit)
+        self._records = Records(self._audit, lambda: self._spool.fullness)
         self._ways_out = WaysOut(uids.lease if os.geteuid() == 0 else lambda: None)
         self._egress = Egress(self._records, uids.lease if os.geteuid() == 0 else lambda: None)
         attestor = Attestor(zygote.seccomp_sha256)
@@ -263,6 +267,10 @@ class Orchestrator:
         )
         if report.unconfirmed:
             log.error("not seen dead and recorded in time: %s", ", ".join(report.unconfirmed))
+
+    def _acknowledged(self, sequence: int) -> None:
+        self._spool.acknowledged(sequence)
+        self._records.tell_lost(self._config.node_id)
 
     async def _stop(self) -> None:
         self._launcher.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,11 +13,13 @@ from hayflick_rpc import attestation, wire
 from hayflick_rpc.errors import HayflickError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from hayflick.v1.resources_pb2 import Attestation, Usage
 
 RECORD_TIMEOUT_SECONDS = 5.0
+_ROOM = {"heartbeat": 0.25, "egress": 0.5}
+"""Up to which fullness a kind of event is kept: what says least, or can be many, gives way first."""
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +38,17 @@ class Audit(Protocol):
 
 
 class Records:
-    """Words for what happens on this node."""
+    """Words for what happens on this node.
 
-    def __init__(self, audit: Audit) -> None:
+    Args:
+        audit: Takes them.
+        fullness: Tells how full the place is where they wait for the logger, from 0 to 1.
+    """
+
+    def __init__(self, audit: Audit, fullness: Callable[[], float] = lambda: 0.0) -> None:
         self._audit = audit
+        self._fullness = fullness
+        self._lost: Counter[str] = Counter()
 
     async def worker_started(
         self,
@@ -167,12 +177,32 @@ class Records:
             )
 
     def _note(self, event: Event) -> None:
-        # These say what was seen, not what was decided, so no decision waits
-        # for them; one that cannot be queued is at least in the node's log.
+        # These say what was seen, not what was decided, so no decision waits for them.
+        if self._fullness() >= _ROOM.get(event.event, 1.0):
+            self._lose(event, "too many wait for the logger")
+            return
         try:
             self._audit.enqueue(event)
         except HayflickError as error:
-            log.warning("event %s of %s is not recorded: %s", event.event, event.worker_id or "node", error)
+            self._lose(event, error.message)
+
+    def _lose(self, event: Event, why: str) -> None:
+        if not self._lost[event.event]:  # said once an outage and kind; the record will say how many
+            log.warning("events %s are not recorded from now on: %s", event.event, why)
+        self._lost[event.event] += 1
+
+    def tell_lost(self, node_id: str) -> None:
+        """Put on record how many events were left out, once there is room for all kinds again."""
+        if not self._lost or self._fullness() >= min(_ROOM.values()):
+            return
+        event = Event(event="events_lost", timestamp=wire.timestamp(datetime.now(UTC)))
+        event.details.update({"node_id": node_id, "counts": dict(self._lost)})
+        try:
+            self._audit.enqueue(event)
+        except HayflickError as error:
+            log.warning("how many events were lost is not on record yet: %s", error.message)
+        else:
+            self._lost.clear()
 
 
 def _event(name: str, worker: Worker, details: Mapping[str, Any]) -> Event:

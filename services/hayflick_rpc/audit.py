@@ -89,7 +89,9 @@ class AuditClient:
             now durable, so that an outbox can delete what it kept.
         keep: Called with each event before it is queued, so that it outlives this
             process; an OSError refuses the event.
-        max_pending_events: How many events may wait. More are refused.
+        reread: Called with a sequence and a number; returns the next so many events
+            after it that *keep* took. With it, events beyond memory wait where they are kept.
+        max_pending_events: How many events may wait in memory. More are refused, or reread.
         max_pending_metrics: How many samples may wait. The oldest give way.
         dial: Makes the channel to *address*.
     """
@@ -101,6 +103,7 @@ class AuditClient:
         *,
         on_acknowledged: Callable[[int], None] | None = None,
         keep: Callable[[int, logger_pb2.Event], None] | None = None,
+        reread: Callable[[int, int], Sequence[tuple[int, logger_pb2.Event]]] | None = None,
         max_pending_events: int = 10_000,
         max_pending_metrics: int = 10_000,
         dial: Dial = connect,
@@ -110,10 +113,13 @@ class AuditClient:
         self._source = events.require_source(source)
         self._on_acknowledged = on_acknowledged
         self._keep = keep
+        self._reread = reread
         self._max_pending_events = max_pending_events
         self._pending: dict[int, _Pending] = {}  # by sequence, ascending
         self._metrics: deque[logger_pb2.MetricSample] = deque(maxlen=max_pending_metrics)
         self._last_sequence = 0
+        self._in_memory = 0  # the last sequence that was; later ones are kept alone
+        self._waiters: dict[int, asyncio.Future[None]] = {}  # for those
         self._acknowledged = 0
         self._dropped_metrics = 0
         self._refused: dict[int, HayflickError] = {}
@@ -141,7 +147,7 @@ class AuditClient:
     @property
     def pending_events(self) -> int:
         """How many events wait for the logger."""
-        return len(self._pending)
+        return len(self._pending) + self._last_sequence - self._in_memory
 
     @property
     def dropped_metrics(self) -> int:
@@ -163,11 +169,16 @@ class AuditClient:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
-        if self._pending:
-            log.error("%d events of %s were not delivered", len(self._pending), self._source)
+        if self.pending_events:
+            log.error("%d events of %s were not delivered", self.pending_events, self._source)
         for waiting in self._pending.values():
             _fail(waiting, _unavailable("the sender ended before the logger answered"))
         self._pending.clear()
+        for done in self._waiters.values():
+            if not done.done():
+                done.set_exception(_unavailable("the sender ended before the logger answered"))
+        self._waiters.clear()
+        self._in_memory = self._last_sequence
         self._metrics.clear()
         self._settle()
 
@@ -182,12 +193,9 @@ class AuditClient:
                 AUDIT_UNAVAILABLE when too many wait or the client is closing.
             ValueError: *sequence* is below 1, or was passed over by a later one.
         """
-        loop = asyncio.get_running_loop()
         if sequence < 1:
             raise ValueError("sequence: starts at 1")
-        done: asyncio.Future[None] = loop.create_future()
-        # A sender may well not look at the future; its failure is logged here.
-        done.add_done_callback(lambda future: None if future.cancelled() else future.exception())
+        done = _unheeded()
         if sequence in self._refused:
             done.set_exception(self._refused[sequence])
             return done
@@ -195,24 +203,64 @@ class AuditClient:
             done.set_result(None)
             return done
         if sequence <= self._last_sequence:
-            if sequence in self._pending:
-                return self._pending[sequence].done
-            raise ValueError(f"sequence: {sequence} comes after {self._last_sequence} was submitted")
+            waiting = self._waiting(sequence)
+            if waiting is None:
+                raise ValueError(f"sequence: {sequence} comes after {self._last_sequence} was submitted")
+            return waiting
+        self._queue(sequence, event, done)
+        return self._waiting(sequence) or done
+
+    def _queue(self, sequence: int, event: logger_pb2.Event, done: asyncio.Future[None]) -> None:
         events.to_json(event)  # raises where the fault is, not a round trip later
         if self._closing:
             raise _unavailable("the sender is closing")
-        if len(self._pending) >= self._max_pending_events:
+        kept_alone = len(self._pending) >= self._max_pending_events or self._in_memory < self._last_sequence
+        if kept_alone and self._reread is None:
             raise _unavailable(f"{len(self._pending)} events wait for the logger", retry_after_seconds=1.0)
         if self._keep is not None:
             try:
                 self._keep(sequence, event)
             except OSError as error:
                 raise _unavailable(f"the event cannot be kept: {error}") from error
+        self._last_sequence = sequence
+        if not kept_alone:
+            self._take(sequence, event, done)
+        self._settle()
+
+    def _take(self, sequence: int, event: logger_pb2.Event, done: asyncio.Future[None]) -> None:
         message = logger_pb2.SequencedEvent(sequence=sequence, event=event)
         self._pending[sequence] = _Pending(sequence, message, message.ByteSize(), done)
-        self._last_sequence = sequence
-        self._settle()
-        return done
+        self._in_memory = sequence
+
+    def _waiting(self, sequence: int) -> asyncio.Future[None] | None:
+        """Return what is done when an event that waits is durable; ``None`` when it does not wait."""
+        if sequence in self._pending:
+            return self._pending[sequence].done
+        if self._in_memory < sequence <= self._last_sequence:
+            return self._waiters.setdefault(sequence, _unheeded())
+        return None
+
+    def _refill(self) -> None:
+        """Take events that are kept alone into memory, as far as there is room."""
+        room = self._max_pending_events - len(self._pending)
+        if (
+            self._reread is None
+            or self._in_memory == self._last_sequence
+            or 2 * room < self._max_pending_events
+        ):
+            return
+        try:
+            found = self._reread(self._in_memory, room)
+        except OSError:
+            log.exception("events of %s that are kept cannot be read now", self._source)
+            return
+        if not found:
+            # The logger sees the gap that they leave, and records it.
+            log.error("%d events of %s are not where they were kept", self.pending_events, self._source)
+            self._in_memory = self._last_sequence
+        for sequence, event in found:
+            self._take(sequence, event, self._waiting(sequence) or _unheeded())
+            self._waiters.pop(sequence, None)
 
     def enqueue(self, event: logger_pb2.Event) -> int:
         """Queue *event* under the next sequence of this client's own; return that sequence.
@@ -221,7 +269,7 @@ class AuditClient:
             HayflickError: As for :meth:`submit`.
         """
         sequence = self._last_sequence + 1
-        self.submit(sequence, event)
+        self._queue(sequence, event, _unheeded())
         return sequence
 
     async def record(self, event: logger_pb2.Event, timeout_seconds: float) -> int:
@@ -257,12 +305,12 @@ class AuditClient:
             raise self._refused[sequence]
         if sequence <= self._acknowledged:
             return
-        waiting = self._pending.get(sequence)
+        waiting = self._waiting(sequence)
         if waiting is None:
             raise _unavailable(f"event {sequence} does not wait for the logger")
         try:
             # Shielded: one who gives up waiting must not take the event from others.
-            await asyncio.wait_for(asyncio.shield(waiting.done), timeout_seconds)
+            await asyncio.wait_for(asyncio.shield(waiting), timeout_seconds)
         except TimeoutError:
             raise _unavailable(
                 f"the logger did not acknowledge within {timeout_seconds:g} s", retry_after_seconds=1.0
@@ -297,7 +345,7 @@ class AuditClient:
 
     def _settle(self) -> None:
         """Bring the two events in line with whether anything waits."""
-        if self._pending or self._metrics:
+        if self._pending or self._metrics or self._in_memory < self._last_sequence:
             self._idle.clear()
             self._wake.set()
         else:
@@ -374,6 +422,7 @@ class AuditClient:
 
     def _collect(self) -> tuple[list[_Pending], logger_pb2.AppendRequest]:
         """Return the next batch; its events stay queued until they are acknowledged."""
+        self._refill()
         batch: list[_Pending] = []
         size_bytes = 0
         limit = 1 if self._one_by_one else MAX_BATCH_EVENTS
@@ -421,6 +470,13 @@ class AuditClient:
         self._one_by_one = False
         self._settle()
         return True
+
+
+def _unheeded() -> asyncio.Future[None]:
+    """Return a future whose failure nobody needs to look at: it is logged here."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    done.add_done_callback(lambda future: None if future.cancelled() else future.exception())
+    return done
 
 
 def _fail(waiting: _Pending, error: HayflickError) -> None:

@@ -51,6 +51,69 @@ def test_a_spool_without_a_rest_is_gone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_busy_spool_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is acknowledged goes also while there always is more; what is not stays, and is read in order."""
+    monkeypatch.setattr(spool, "RID_BYTES", 4_096)
+    made = Spool(tmp_path, "s", max_bytes=20_000)
+    (path,) = tmp_path.iterdir()
+    for number in range(1, 5_001):
+        made.append(number, event(number))
+        if number > 100:
+            made.acknowledged(number - 100)
+        assert path.stat().st_size < 40_000
+    assert made.fullness < 1
+    assert [sequence for sequence, _ in made.read(4_900, 30)] == list(range(4_901, 4_931))
+    ((source, left),) = kept(tmp_path)
+    assert (source, left[-100:]) == ("s", list(range(4_901, 5_001)))
+    assert [sequence for sequence, _ in made.read(4_930, 1_000)] == list(range(4_931, 5_001))
+    made.acknowledged(5_000)
+    made.close()
+
+
+def test_a_death_while_it_gets_rid_of_some_leaves_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the smaller file has the name, the larger one is whole; and a failure costs nothing but room."""
+    monkeypatch.setattr(spool, "RID_BYTES", 1_000)
+    made = Spool(tmp_path, "s")
+    for number in range(1, 201):
+        made.append(number, event(number))
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "no space")
+
+    monkeypatch.setattr("pathlib.Path.rename", refuse)
+    made.acknowledged(150)
+    assert kept(tmp_path) == [("s", list(range(1, 201)))]
+    monkeypatch.undo()
+    monkeypatch.setattr(spool, "RID_BYTES", 1_000)
+    made.acknowledged(160)
+    assert kept(tmp_path) == [("s", list(range(129, 201)))]
+    made.append(201, event(201))
+    assert [sequence for sequence, _ in made.read(160, 100)] == list(range(161, 202))
+    made.acknowledged(201)
+    made.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_spool_refuses(tmp_path: Path) -> None:
+    """An event beyond what may wait is refused, and there is room again when some were acknowledged."""
+    made = Spool(tmp_path, "s", max_bytes=2_000)
+    large = event(0)
+    large.details["text"] = "x" * 200
+    number = 0
+    while made.fullness < 0.95:
+        number += 1
+        made.append(number, event(number))
+    with pytest.raises(OSError, match="wait already"):
+        made.append(number + 1, large)
+    assert number > 10
+    assert kept(tmp_path) == [("s", list(range(1, number + 1)))]
+    made.acknowledged(number)
+    made.append(number + 2, event(number + 2))
+    assert kept(tmp_path) == [("s", [number + 2])]
+
+
 @pytest.mark.parametrize("cut", [1, 10, 40])
 def test_a_torn_record_ends_the_file(tmp_path: Path, cut: int) -> None:
     """A record that was cut, or whose bytes changed, is left out; those before it are not."""
